@@ -1,0 +1,88 @@
+"""Builds what a plan asks for and the store lacks: images, adapted teachers, synthetic images, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import ray
+
+from sweeper import adapt, ingest, synthesize, targets
+from sweeper.errors import RunFailed
+from sweeper.plan import Artifact, Plan
+from sweeper.store import Record, Store
+
+
+class Counter(Protocol):
+    """A stage's progress."""
+
+    def advance(self, count: int = 1) -> None: ...
+
+
+StageView = Callable[[str, int, str], AbstractContextManager[Counter]]  # name, total, unit
+
+
+def build(plan: Plan, store: Store, stage: StageView) -> dict[str, Record]:
+    """Build everything that is missing, in order, and return the records of all artifacts by key.
+
+    Args:
+        stage: opens the progress bar of a stage.
+    """
+    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+    missing = plan.missing(store)
+    by_kind: dict[str, list[Artifact]] = {}
+    for item in missing:
+        by_kind.setdefault(item.kind, []).append(item)
+    for item in by_kind.get("images", ()):
+        with stage("images", item.units, "images") as counter:
+            ingest.build(store, item, plan.config.dataset, plan.index, progress=counter.advance)
+    if by_kind.get("adapt"):
+        _adapt(plan, store, by_kind["adapt"], gpus, stage)
+    for item in by_kind.get("synthetic", ()):
+        with stage(f"synthetic images ({item.name})", item.units, "images") as counter:
+            synthesize.build(store, item, plan.config.synthetic[item.name], gpus=gpus, progress=counter.advance)
+    if by_kind.get("targets"):
+        _targets(plan, store, {item.key for item in by_kind["targets"]}, gpus, stage)
+    records = {item.key: store.get(item.key) for item in plan.artifacts()}
+    absent = [item for item in plan.artifacts() if records[item.key] is None]
+    if absent:
+        raise RunFailed(f"{absent[0].kind} {absent[0].name!r} was built and is not in {store.uri}; does something delete it?")
+    return {key: record for key, record in records.items() if record is not None}
+
+
+def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: StageView) -> None:
+    """One task a teacher, side by side where the cluster has room."""
+    task = ray.remote(num_cpus=1, num_gpus=gpus or None)(adapt.build)
+    with stage("teachers", len(items), "teachers") as counter:
+        waiting = [
+            task.remote(store, item, plan.config.teachers[item.name], plan.index.class_names, plan.config.views)
+            for item in items
+        ]
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            ray.get(done)
+            counter.advance()
+
+
+def _targets(plan: Plan, store: Store, missing: set[str], gpus: float, stage: StageView) -> None:
+    """One pass for all teachers: image sets that lack the same teachers are read together."""
+    passes: dict[tuple[str, ...], list[str]] = {}
+    for images in dict.fromkeys(key for _, key in plan.targets):
+        lacking = tuple(t for (t, key), item in plan.targets.items() if key == images and item.key in missing)
+        if lacking:
+            passes.setdefault(lacking, []).append(images)
+    for teachers, image_sets in passes.items():
+        spec = targets.PassSpec(
+            teachers=tuple(
+                targets.TeacherRef(name, plan.config.teachers[name], plan.adapt[name].key) for name in teachers
+            ),
+            views=plan.config.views,
+            seed=plan.config.seed,
+            class_names=plan.index.class_names,
+            prefixes={key: store.staging() for key in image_sets},
+        )
+        items = {(name, key): plan.targets[name, key] for name in teachers for key in image_sets}
+        rows = sum(plan.targets[teachers[0], key].units for key in image_sets)
+        with stage(f"targets ({', '.join(teachers)})", rows, "views") as counter:
+            targets.build(store, items, spec, gpus=gpus, progress=counter.advance)

@@ -1,0 +1,226 @@
+"""The command line: verbs only. Heavy imports happen inside a verb, so that `sweeper --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from sweeper import __version__
+from sweeper.errors import SweeperError
+
+if TYPE_CHECKING:
+    from sweeper.run import Options
+
+INTERRUPTED = 130
+
+
+class _Verbs(click.Group):
+    """Turns a user's mistake into its message and exit status, and an interrupt into how to go on."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except SweeperError as error:
+            _fail(str(error), error.exit_status)
+        except KeyboardInterrupt:
+            again = " ".join(sys.argv[1:])
+            _fail(f"interrupted; everything finished is kept: `sweeper {again}` goes on from here", INTERRUPTED)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    from sweeper.console import Console
+
+    console = Console()
+    for line in message.splitlines():
+        console.error(line)
+    raise SystemExit(status)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sweeper")
+def main() -> None:
+    """Which small model, taught by which big one, with which loss and how much synthetic data?
+
+    `sweeper run SPACE` answers with a table of accuracy against GPU-hours.
+    """
+
+
+def _space_options(command: Any) -> Any:
+    for option in reversed(
+        [
+            click.argument("space", type=click.Path(path_type=Path)),
+            click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="Override a leaf of the file."),
+            click.option("--results", default="results", show_default=True, help="Where runs land."),
+            click.option(
+                "--store",
+                default=".sweeper/store",
+                envvar="SWEEPER_STORE",
+                show_default=True,
+                help="Where artifacts are kept: a folder or s3://...",
+            ),
+            click.option("--quiet", is_flag=True, help="Print the table only."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _options(results: str, store: str, address: str | None = None) -> Options:
+    from sweeper.run import Options
+
+    return Options(results=results, store=store, address=address)
+
+
+@main.command()
+@_space_options
+def plan(space: Path, overrides: tuple[str, ...], results: str, store: str, quiet: bool) -> None:
+    """What would be built and trained, and what it would cost. Builds nothing."""
+    from sweeper import run as runs
+    from sweeper import spacefile
+    from sweeper.console import Console
+    from sweeper.forecast import forecast
+
+    prepared = runs.prepare(spacefile.load(space, overrides), _options(results, store))
+    expected = forecast(prepared.plan, prepared.space.space, prepared.store)
+    Console(quiet=quiet).header(runs.header(prepared, expected))
+
+
+@main.command()
+@_space_options
+@click.option("--address", help="Join a running Ray cluster: auto, host:port or ray://host:port.")
+def run(space: Path, overrides: tuple[str, ...], results: str, store: str, quiet: bool, address: str | None) -> None:
+    """Run a sweep, or go on where it stopped."""
+    from sweeper import run as runs
+    from sweeper import spacefile
+    from sweeper.console import Console
+
+    runs.execute(spacefile.load(space, overrides), _options(results, store, address), Console(quiet=quiet))
+
+
+@main.command("ls")
+@click.option("--results", default="results", show_default=True, help="Where runs land.")
+def list_runs(results: str) -> None:
+    """List all runs."""
+    from sweeper import archive
+    from sweeper.console import Console, runs_table
+
+    console = Console()
+    found = archive.list_runs(results)
+    if not found:
+        console.message(f"no runs below {results}/ yet; `sweeper run SPACE` makes one")
+        return
+    console.show(runs_table([run.summary() for run in found]))
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--results", default="results", show_default=True, help="Where runs land.")
+def show(run_name: str, results: str) -> None:
+    """Show a run's Pareto table again."""
+    from sweeper import archive
+    from sweeper import run as runs
+    from sweeper.console import Console
+
+    runs.show(archive.find_run(results, run_name), Console(), fresh=True)
+
+
+@main.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@click.option("--results", default="results", show_default=True, help="Where runs land.")
+def compare(first: str, second: str, results: str) -> None:
+    """Compare the fronts of two runs."""
+    from sweeper import archive
+    from sweeper.console import Console
+
+    console = Console()
+    found = archive.compare(archive.find_run(results, first), archive.find_run(results, second))
+    for run_folder, front, mean in zip(found.runs, found.fronts, found.mean_accuracy, strict=True):
+        console.message(f"{run_folder.label}: mean accuracy {mean:.4f} over budgets up to {found.reference_hours:.4g} h")
+        console.table(front)
+    for path, left, right in found.differences:
+        console.message(f"{path}: {left} | {right}")
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--format", "formats", default="csv,parquet,md,tex,html,json,png", show_default=True)
+@click.option("--out", default=".", show_default=True, help="Folder to write to.")
+@click.option("--results", default="results", show_default=True, help="Where runs land.")
+def export(run_name: str, formats: str, out: str, results: str) -> None:
+    """Write a run's table as csv, parquet, md, tex, html, json, png."""
+    from sweeper import archive
+    from sweeper.console import Console
+
+    console = Console()
+    for path in archive.export(archive.find_run(results, run_name), formats.split(","), out):
+        console.message(str(path))
+
+
+@main.group()
+def store() -> None:
+    """Look after the artifacts."""
+
+
+_store_option = click.option("--store", "uri", default=".sweeper/store", envvar="SWEEPER_STORE", show_default=True)
+
+
+@store.command("ls")
+@_store_option
+def store_list(uri: str) -> None:
+    """List artifacts with their size and device time."""
+    from sweeper.console import Console
+    from sweeper.store import Store
+
+    console = Console()
+    for record in Store(uri).records():
+        size = sum(entry.size for entry in record.files)
+        seconds = f"{record.charge.seconds:.1f} s on {record.charge.device}" if record.charge else "no device time"
+        console.message(f"{record.key[:12]}  {record.kind:<10} {size:>12,} bytes  {record.rows or '':>8}  {seconds}")
+
+
+@store.command("verify")
+@_store_option
+@click.option("--deep", is_flag=True, help="Read every file and compare its sha256.")
+def store_verify(uri: str, deep: bool) -> None:
+    """Check that every artifact is whole; exit status 1 where one is not."""
+    from sweeper.console import Console
+    from sweeper.store import Store
+
+    console = Console()
+    findings = Store(uri).verify(deep)
+    for finding in findings:
+        console.error(finding)
+    if findings:
+        raise SystemExit(1)
+    console.message("every artifact is whole")
+
+
+@store.command("gc")
+@_store_option
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+def store_gc(uri: str, dry_run: bool) -> None:
+    """Delete files that no artifact refers to."""
+    from sweeper.console import Console
+    from sweeper.store import Store
+
+    console = Console()
+    garbage = Store(uri).gc(dry_run)
+    for item in garbage:
+        console.message(f"{item.path}  {item.bytes:,} bytes")
+    console.message(f"{len(garbage)} {'would be' if dry_run else 'were'} deleted")
+
+
+@main.command()
+@click.argument("family", required=False)
+def kinds(family: str | None) -> None:
+    """What can stand after `kind:`."""
+    from sweeper import registry
+
+    for name in [family] if family else registry.FAMILIES:
+        click.echo(f"{name}:")
+        for kind, line in registry.kinds(name).items():
+            click.echo(f"  {kind:<16} {line}")

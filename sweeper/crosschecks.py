@@ -1,0 +1,129 @@
+"""What no single section of a space file can know: whether its sections fit each other.
+
+Names that are defined elsewhere, what has to be finite because it is built before the search, images that no source
+offers, and combinations that train nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from sweeper import registry
+from sweeper.config import NO_EMBEDDING, NO_TEACHER, SweepConfig, embedding_kinds
+from sweeper.domain import is_same, nearest
+from sweeper.explain import Problem, model_at
+from sweeper.space import Space
+
+FINITE = {
+    "teacher": "each teacher is adapted and its targets are cached before the search",
+    "synthetic.source": "synthetic images are made before the search",
+    "synthetic.ratio": "the synthetic images of the largest ratio are made before the search",
+}
+
+
+def problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """Everything that is wrong between sections.
+
+    Args:
+        space: the `trial:` tree.
+        tree: the whole file, whose other sections may be wrong as well.
+    """
+    unlisted = set()
+    for path, why in FINITE.items():
+        try:
+            space.joint_finite([path])
+        except ValueError as error:
+            unlisted.add(path)
+            yield Problem(
+                path=f"trial.{path}",
+                what=f"has to be a constant or a choice, because {why}",
+                hint=str(error),
+                is_cross=True,
+            )
+    if "teacher" not in unlisted:
+        yield from _unknown_names(space, "teacher", "teachers", _names(tree.get("teachers")), NO_TEACHER)
+        yield from _nothing_to_train(space)
+    if not unlisted & {"synthetic.source", "synthetic.ratio"}:
+        yield from _unknown_names(space, "synthetic.source", "synthetic", _names(tree.get("synthetic")), None)
+        yield from _ratio_problems(space, tree)
+    yield from _settings_without_effect(space)
+
+
+def _names(section: Any) -> list[str]:
+    if not isinstance(section, Mapping):
+        return []
+    return ["default"] if isinstance(section.get("kind"), str) else list(section)
+
+
+def _unknown_names(space: Space, path: str, section: str, names: list[str], nobody: str | None) -> Iterator[Problem]:
+    allowed = [*names, *([nobody] if nobody else [])]
+    for value in space.finite(path, nobody):
+        if isinstance(value, str) and value not in allowed:
+            hint = f"allowed: {', '.join(allowed)}" if allowed else f"`{section}:` has none"
+            what = f"{value!r} is not named under {section}{nearest(value, allowed)}"
+            yield Problem(path=f"trial.{path}", what=what, hint=hint, value=value)
+
+
+def _ratio_problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """More images than a source offers, or images from nowhere. What is no number is reported by the corners."""
+    sources = _names(tree.get("synthetic"))
+    path = "trial.synthetic.ratio"
+    for together in space.joint_finite(["synthetic.source", "synthetic.ratio"]):
+        ratio, source = together.get("synthetic.ratio", 0), together.get("synthetic.source")
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio <= 0:
+            continue
+        if source is None:
+            hint = (
+                f"give trial.synthetic.source one of: {', '.join(sources)}" if sources else "name one under synthetic:"
+            )
+            yield Problem(path=path, what=f"{ratio:g} needs a source of images", hint=hint, value=ratio)
+            return
+        largest = _max_ratio(tree, source) if isinstance(source, str) and source in sources else None
+        if largest is not None and ratio > largest:
+            what = f"{ratio:g} is more than synthetic.{source}.max_ratio, which is {largest:g}"
+            yield Problem(path=path, what=what, hint="raise max_ratio or lower the ratio", value=ratio)
+
+
+def _max_ratio(tree: Mapping[str, Any], source: str) -> float | None:
+    """Of one source, whatever may be wrong elsewhere in the file."""
+    cls = model_at(SweepConfig, ["synthetic", source], tree)
+    section = tree["synthetic"].get(source, tree["synthetic"])
+    try:
+        return getattr(cls.model_validate(section), "max_ratio", None) if cls is not None else None
+    except ValidationError:
+        return None
+
+
+def _settings_without_effect(space: Space) -> Iterator[Problem]:
+    """A setting that no loss beside it has: a trial leaves out other kinds' settings without a word."""
+    known = embedding_kinds()
+    section = "loss.embedding"
+    for path in space.leaves:
+        name = path.removeprefix(f"{section}.")
+        if name in ("kind", path) or "." in name:
+            continue
+        together = [c for c in space.joint_finite([f"{section}.kind", path], interior=True) if path in c]
+        kinds = [kind for kind in known if any(c.get(f"{section}.kind") == kind for c in together)]
+        having = [kind for kind in known if name in registry.config_class("losses", kind).model_fields]
+        if kinds and having and not set(kinds) & set(having):
+            what = f"{name!r} is not a setting of {' or '.join(kinds)}"
+            yield Problem(
+                path=f"trial.{path}", what=what, hint=f"{', '.join(having)} {'has' if len(having) == 1 else 'have'} it"
+            )
+
+
+def _nothing_to_train(space: Space) -> Iterator[Problem]:
+    """A teacher with every weight at 0: three choices together, which no corner need show."""
+    weights = {"loss.ce": 1.0, "loss.kl.weight": 0.0, "loss.embedding.kind": NO_EMBEDDING}
+    for together in space.joint_finite(["teacher", *weights, "loss.embedding"], interior=True):
+        teacher = together.get("teacher", NO_TEACHER)
+        ce, kl, embedding = (together.get(path, default) for path, default in weights.items())
+        if isinstance(whole := together.get("loss.embedding"), str):
+            embedding = whole
+        if teacher != NO_TEACHER and embedding == NO_EMBEDDING and is_same(ce, 0) and is_same(kl, 0):
+            what = f"with teacher {teacher!r}, ce 0, kl.weight 0 and no embedding loss there is nothing to train on"
+            yield Problem(path="trial.loss", what=what, hint="add `when:` or leave the zeros out", is_cross=True)
+            return

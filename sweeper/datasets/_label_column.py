@@ -1,0 +1,96 @@
+"""Turns the label columns of parquet files, numbers or names, into class names and numbers 0..K-1 without gaps."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sweeper.datasets import shorten
+from sweeper.errors import InputError
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """What one file holds; `name` is its path relative to the dataset's."""
+
+    name: str
+    path: Path
+    labels: pa.Array  # int64 or string
+    splits: list[str] | None
+    digests: list[str]
+    class_names: tuple[str, ...] | None
+
+
+def hub_class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """Names of a ClassLabel as the `datasets` library stores them in the schema; None where there are none."""
+    try:
+        features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def number_labels(
+    files: Sequence[FileRows], sample_ids: Sequence[str], class_names: tuple[str, ...] | None, where: str
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Class names, and each row's label as their index."""
+    filled = [file for file in files if len(file.labels)]
+    if len({str(file.labels.type) for file in filled}) > 1:
+        kinds = [f"{file.name} has {file.labels.type}" for file in filled]
+        raise InputError(f"{where}: the labels are not of one type: {shorten(kinds)}; use one for all files")
+    hub = {file.class_names for file in filled}
+    if class_names is None and len(hub) > 1:
+        raise InputError(f"{where}: the files name their classes differently; set `dataset.class_names`")
+    names = class_names or next(iter(hub))
+    if pa.types.is_integer(filled[0].labels.type):
+        values = np.concatenate([file.labels.to_numpy(zero_copy_only=False) for file in filled])
+        return _check_numbers(values, names, sample_ids, where)
+    texts = [text for file in filled for text in file.labels.to_pylist()]
+    names = class_names or tuple(sorted(set(texts)))
+    number = {name: position for position, name in enumerate(names)}
+    for sample_id, text in zip(sample_ids, texts, strict=True):
+        if text not in number:
+            near = difflib.get_close_matches(text, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{where}: label {text!r} in {sample_id} is not in `dataset.class_names`{hint}")
+    return names, np.asarray([number[text] for text in texts], dtype=np.int64)
+
+
+def _check_numbers(
+    labels: npt.NDArray[np.int64], names: tuple[str, ...] | None, sample_ids: Sequence[str], where: str
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Refuse labels that are not exactly 0..K-1."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        row = sample_ids[int(labels.argmin())]
+        raise InputError(
+            f"{where}: label {low} in {row}; labels start at 0 (a negative one often means unlabelled: drop it)"
+        )
+    if names is not None and high >= len(names):
+        row = sample_ids[int(labels.argmax())]
+        raise InputError(
+            f"{where}: label {high} in {row}, but there are {len(names)} class names (0 to {len(names) - 1})"
+        )
+    present = np.unique(labels)
+    count = len(names) if names is not None else high + 1
+    if len(present) < count:
+        absent = [str(n) if names is None else f"{n} ({names[n]})" for n in _first_absent(present, count, limit=9)]
+        raise InputError(
+            f"{where}: no row has the label {shorten(absent)}: {len(present)} labels from {low} to {high} occur where "
+            f"0 to {count - 1} are expected; number them without gaps, or store the class names as strings"
+        )
+    return names or tuple(str(n) for n in range(count)), labels.astype(np.int64)
+
+
+def _first_absent(present: npt.NDArray[np.int64], count: int, limit: int) -> list[int]:
+    """The smallest numbers in [0, count) that are not in `present`. One stray label may make `count` huge."""
+    absent = np.setdiff1d(np.arange(min(count, len(present) + limit)), present)
+    return [int(number) for number in absent[:limit]]

@@ -1,0 +1,26 @@
+"""Accuracy of a student on canonical views (view 0: no crop, no flip)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from sweeper.batches import ImageSplit
+
+EVAL_BATCH = 512
+
+
+@torch.no_grad()
+def accuracy(student: torch.nn.Module, split: ImageSplit, batch_size: int = EVAL_BATCH) -> float:
+    """Top-1 accuracy in [0, 1]; leaves the student in the mode (train or eval) in which it came."""
+    was_training = student.training
+    student.eval()
+    right = torch.zeros((), dtype=torch.long, device=split.images_BCHW.device)
+    for start in range(0, len(split), batch_size):
+        images_BCHW = split.images_BCHW[start : start + batch_size].float().div_(255)
+        predicted_B = student(images_BCHW).logits_BK.argmax(dim=1)
+        right += (predicted_B == split.labels_B[start : start + batch_size]).sum()
+    student.train(was_training)
+    return float(right) / max(1, len(split))

@@ -1,0 +1,169 @@
+"""From a finished search to the files of its results: rows of trials, of the Pareto table and of the ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeper import finalists
+from sweeper.config import TrialConfig
+from sweeper.finalists import Candidate, Entry, Outcomes, Summary
+from sweeper.ledger import Charge, Cost, amortize
+from sweeper.plan import Plan, artifact_uses, charges
+from sweeper.results import RunFolder
+from sweeper.rows import FinalRow, TrialRow, mean_and_std
+from sweeper.store import Record
+from sweeper.study import Study
+
+
+@dataclass(frozen=True)
+class Final:
+    """A retrained entry and what it reached."""
+
+    entry: Entry
+    summary: Summary
+    seeds: Sequence[int]
+    outcomes: Outcomes
+
+
+def device_of(records: Iterable[Record]) -> str:
+    """The device that the artifacts were made on, which is the lanes' too; `cpu` where nothing was measured."""
+    names = [charge.device for charge in charges(records)]
+    return names[0] if names else "cpu"
+
+
+def candidates(book: Study) -> list[Candidate]:
+    """Completed trials of the search."""
+    found = []
+    for trial in book.trials():
+        outcome = trial.user_attrs["outcome"]
+        if outcome["state"] == "completed":
+            config = TrialConfig.model_validate(trial.user_attrs["config"])
+            hours = Cost(**outcome["cost"]).as_hours()["gpu_hours"]
+            found.append(Candidate(trial.number, config, outcome["accuracy_val"], hours))
+    return found
+
+
+def first_error(book: Study) -> str:
+    """Why the first failed trial failed."""
+    errors = [o["error"] for o in (t.user_attrs["outcome"] for t in book.trials()) if o["error"]]
+    return f"the first of {len(errors)} failures: {errors[0]}" if errors else "none failed"
+
+
+def _common(config: TrialConfig, params: int, device: str) -> dict[str, Any]:
+    return {
+        "teacher": config.teacher,
+        "student": config.student.model,
+        "loss": config.loss_name,
+        "synthetic_ratio": float(config.synthetic.ratio),
+        "params": params,
+        "device": device,
+    }
+
+
+def write(
+    folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: Study, finals: Sequence[Final]
+) -> None:
+    """Write every file of the results; the marker of a finished run comes last."""
+    device = device_of(records.values())
+    trials = book.trials()
+    configs = [TrialConfig.model_validate(t.user_attrs["config"]) for t in trials]
+    outcomes = [t.user_attrs["outcome"] for t in trials]
+    shared = [(o["cost"]["train"], artifact_uses(plan, c, records)) for o, c in zip(outcomes, configs, strict=True)]
+    found = candidates(book)
+    mask = finalists.on_front(found, plan.config.search.objectives)
+    front = {c.trial for c, is_on in zip(found, mask, strict=True) if is_on}
+    rows = [
+        TrialRow(
+            trial=trial.number,
+            epochs=outcome["epochs"],
+            accuracy_val=float("nan") if outcome["accuracy_val"] is None else outcome["accuracy_val"],
+            cost=Cost(**outcome["cost"]),
+            gpu_hours_amortized=amortized,
+            state=outcome["state"],
+            error=outcome["error"],
+            config=trial.user_attrs["config"],
+            on_front=trial.number in front,
+            **_common(config, outcome["params"], device),
+        )
+        for trial, config, outcome, amortized in zip(trials, configs, outcomes, amortize(shared), strict=True)
+    ]
+    folder.write_trials(rows)
+    names = ("epoch", "accuracy_val", "loss", "train_seconds")
+    folder.write_curves(
+        [
+            {"trial": trial.number, **dict(zip(names, report, strict=True))}
+            for trial, outcome in zip(trials, outcomes, strict=True)
+            for report in outcome["curve"]
+        ]
+    )
+    folder.write_ledger([*charges(records.values()), *_training_charges(rows, finals, device)])
+    finished = [_final_row(final, plan, records, shared, device) for final in finals]
+    pareto = sorted((r for r in finished if r.role == "front"), key=lambda r: (-r.accuracy_val, r.cost.total))
+    ranked = [_ranked(row, rank) for rank, row in enumerate(pareto, 1)]
+    folder.write_pareto(ranked)
+    folder.write_ablation([row for row in finished if row.role != "front"])
+    for final in finals:
+        if final.entry.role == "front":
+            name = finalists.job_name(final.entry.config, final.summary.model_seed)
+            folder.write_model(final.entry.trial, final.outcomes.model(name))
+    counts = plan.index.split_counts()
+    facts = {
+        "images": f"{counts['train']} train, {counts['val']} val, {counts['test']} test",
+        "classes": ", ".join(plan.index.class_names),
+        "trials": f"{len(rows)} ({sum(row.state == 'stopped' for row in rows)} stopped early, "
+        f"{sum(row.state == 'failed' for row in rows)} failed)",
+    }
+    folder.write_environment(device=device, facts=facts)
+    folder.write_report()
+    folder.finish()
+
+
+def _ranked(row: FinalRow, rank: int) -> FinalRow:
+    return FinalRow(**{**{name: getattr(row, name) for name in row.__dataclass_fields__}, "rank": rank})
+
+
+def _final_row(
+    final: Final,
+    plan: Plan,
+    records: Mapping[str, Record],
+    shared: Sequence[tuple[float, Any]],
+    device: str,
+) -> FinalRow:
+    entry, summary = final.entry, final.summary
+    uses = artifact_uses(plan, entry.config, records)
+    mean, std = mean_and_std(summary.accuracies_test)
+    return FinalRow(
+        rank=0,
+        trial=entry.trial,
+        epochs=summary.epochs,
+        accuracy_val=summary.accuracy_val,
+        accuracy_test=mean,
+        accuracy_test_std=std,
+        seeds=len(final.seeds),
+        cost=Cost.alone(summary.train_seconds, uses),
+        gpu_hours_amortized=amortize([*shared, (summary.train_seconds, uses)])[-1],
+        role=entry.role,  # type: ignore[arg-type]
+        extra={"model_accuracy_test": summary.model_accuracy_test},
+        **_common(entry.config, summary.params, device),
+    )
+
+
+def _training_charges(rows: Sequence[TrialRow], finals: Sequence[Final], device: str) -> list[Charge]:
+    """One charge a training, of the search and of the finalists; equal entries share their trainings."""
+    found = {
+        f"trial-{row.trial:05d}": Charge(
+            stage="train", key=f"trial-{row.trial:05d}", seconds=row.cost.train, device=device, units=row.epochs
+        )
+        for row in rows
+    }
+    for final in finals:
+        for seed in final.seeds:
+            name = finalists.job_name(final.entry.config, seed)
+            outcome = final.outcomes.get(name)
+            assert outcome is not None
+            found[name] = Charge(
+                stage="train", key=name, seconds=outcome["train_seconds"], device=device, units=outcome["epochs"]
+            )
+    return list(found.values())

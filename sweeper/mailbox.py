@@ -1,0 +1,155 @@
+"""The mailbox between those who want trials trained and the lanes that train them: plain asyncio state, no Ray.
+
+`lane.py` runs one `Mailbox` as a Ray actor on the driver's node. Jobs wait in a queue; a lane takes one, reports after each
+epoch, and finishes it. A lane that comes back after its worker died is given the job that it held, with its last
+checkpoint, so that a death costs the epochs since then; a job that keeps killing its worker is failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+Message = dict[str, Any]
+# A worker's death is the machine's fault until the same job has done it so often without an epoch between.
+MAX_DEATHS = 3
+
+
+class Mailbox:
+    """Queue, assignments, reports and checkpoints of one run.
+
+    Messages to the asker of a job are dicts: `{"type": "report", ...EpochReport}` after each epoch and at last
+    `{"type": "end", "state": completed|stopped|failed, "error": str|None, ...Outcome}`.
+    """
+
+    def __init__(self, checkpoints: str) -> None:
+        self.checkpoints = Path(checkpoints)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.queue: deque[str] = deque()
+        self.jobs: dict[str, Any] = {}
+        self.held: dict[str, str] = {}
+        self.incarnation: dict[str, int] = {}
+        self.deaths: dict[str, int] = {}
+        self.messages: dict[str, asyncio.Queue[Message]] = {}
+        self.stops: set[str] = set()
+        self.events: list[Message] = []
+        self.closed = self.aborted = False
+        self.changed = asyncio.Condition()
+
+    async def submit(self, job_id: str, job: Any) -> None:
+        """Put a job at the end of the queue."""
+        self.jobs[job_id] = job
+        self.messages[job_id] = asyncio.Queue()
+        self.queue.append(job_id)
+        await self._wake()
+
+    async def enlist(self, lane: str, pid: int) -> int:
+        """A lane's worker says that it is there; returns its incarnation, which each `take` names."""
+        self.incarnation[lane] = self.incarnation.get(lane, 0) + 1
+        self.events.append({"type": "lane", "lane": lane, "pid": pid, "incarnation": self.incarnation[lane]})
+        await self._wake()
+        return self.incarnation[lane]
+
+    async def take(self, lane: str, incarnation: int) -> tuple[str, Any] | None:
+        """The next job of a lane, waiting for one; None when the lane should end."""
+        if lane in self.held:
+            job_id = self.held[lane]
+            self.deaths[job_id] = self.deaths.get(job_id, 0) + 1
+            if self.deaths[job_id] <= MAX_DEATHS:
+                return job_id, self.jobs[job_id]
+            self._end(lane, job_id, {"state": "failed", "error": f"its worker died {MAX_DEATHS + 1} times in a row"})
+            await self._wake()
+        async with self.changed:
+            while not self.queue and not self.closed and self.incarnation[lane] == incarnation:
+                await self.changed.wait()
+        if not self.queue or self.incarnation[lane] != incarnation:
+            return None
+        job_id = self.queue.popleft()
+        self.held[lane] = job_id
+        self.events.append({"type": "start", "lane": lane, "job": job_id})
+        return job_id, self.jobs[job_id]
+
+    async def report(self, lane: str, job_id: str, report: Message) -> bool:
+        """One epoch is done; False asks the lane to stop the job."""
+        self.deaths.pop(job_id, None)
+        message = {"type": "report", "lane": lane, "job": job_id, **report}
+        self._post(job_id, message)
+        return job_id not in self.stops and not self.aborted
+
+    async def finish(self, lane: str, job_id: str, outcome: Message) -> None:
+        """The job has ended, well or not. One that a closing run cut short keeps its checkpoint and has no end."""
+        if self.held.get(lane) == job_id and not (self.aborted and outcome["state"] == "stopped"):
+            self._end(lane, job_id, outcome)
+            await self._wake()
+
+    def _end(self, lane: str, job_id: str, outcome: Message) -> None:
+        self.held.pop(lane, None)
+        self.deaths.pop(job_id, None)
+        message = {"type": "end", "lane": lane, "job": job_id, "error": None, **outcome}
+        self._post(job_id, message)
+        self.jobs.pop(job_id, None)
+        self.stops.discard(job_id)
+        self._checkpoint(job_id).unlink(missing_ok=True)
+
+    def _post(self, job_id: str, message: Message) -> None:
+        self.events.append({key: value for key, value in message.items() if key != "model"})
+        if job_id in self.messages:
+            self.messages[job_id].put_nowait(message)
+
+    async def ended(self, job_id: str) -> None:
+        """Wait until a job has ended."""
+        async with self.changed:
+            while job_id in self.jobs:
+                await self.changed.wait()
+
+    async def next_message(self, job_id: str) -> Message:
+        """The next report or the end of a job, waiting for it."""
+        return await self.messages[job_id].get()
+
+    async def cancel(self, job_id: str) -> None:
+        """Ask for a job's end, at its next epoch; nobody will ask for its messages any more."""
+        if job_id in self.jobs:
+            self.stops.add(job_id)
+        self.messages.pop(job_id, None)
+
+    async def events_since(self, number: int) -> list[Message]:
+        """All events from number `number` on: what the live view shows."""
+        return self.events[number:]
+
+    async def close(self, abort: bool = False) -> None:
+        """Nothing more will come: lanes end once the queue is empty, or with `abort` at their next epoch."""
+        self.closed, self.aborted = True, abort
+        if abort:
+            self.queue.clear()
+        await self._wake()
+
+    async def give_up(self) -> None:
+        """No lane is left: wake all who wait for a job with `{"type": "lost"}`."""
+        self.closed = self.aborted = True
+        self.queue.clear()
+        for queue in self.messages.values():
+            queue.put_nowait({"type": "lost"})
+        self.jobs.clear()
+        await self._wake()
+
+    async def save(self, job_id: str, state: bytes) -> None:
+        """Keep a checkpoint in place of the last one."""
+        path = self._checkpoint(job_id)
+        part = path.with_suffix(".part")
+        part.write_bytes(state)
+        os.replace(part, path)
+
+    async def load(self, job_id: str) -> bytes | None:
+        """The job's last checkpoint, also one from before the driver died."""
+        path = self._checkpoint(job_id)
+        return path.read_bytes() if path.exists() else None
+
+    def _checkpoint(self, job_id: str) -> Path:
+        return self.checkpoints / f"{job_id}.pt"
+
+    async def _wake(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()

@@ -1,0 +1,188 @@
+"""What a space can ask for: every artifact, deduplicated and keyed by its content, before anything is built.
+
+Keys chain: targets name the teacher's and the images' keys, these name the dataset's content, so that a change anywhere
+up the line makes new keys below it and nothing else does. Nothing here builds or needs Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sweeper import registry
+from sweeper.config import NO_TEACHER, SweepConfig, TrialConfig
+from sweeper.datasets import DatasetIndex
+from sweeper.fingerprint import fingerprint
+from sweeper.ledger import ArtifactUse, Charge
+from sweeper.space import Space
+from sweeper.store import Record, Store
+
+# What changes the bytes of an artifact without any setting changing: raised when such code does.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something to be built once: its content key, what it is, and how many images it is made of."""
+
+    key: str
+    kind: str  # images | adapt | synthetic | targets
+    spec: Mapping[str, Any]
+    name: str  # for people: the teacher's or source's name in the file
+    units: int
+    dependencies: tuple[str, ...] = ()
+
+
+def artifact(kind: str, spec: Mapping[str, Any], name: str, units: int, dependencies: Iterable[str] = ()) -> Artifact:
+    """An artifact keyed by the fingerprint of its kind and spec."""
+    return Artifact(fingerprint({"format": FORMAT, "kind": kind, **spec}), kind, spec, name, units, tuple(dependencies))
+
+
+@dataclass(frozen=True)
+class Use:
+    """One artifact that a trial uses, and the share of it in [0, 1]."""
+
+    artifact: Artifact
+    share: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All artifacts of a sweep. `synthetic` and `targets` hold one artifact for each index range of a source."""
+
+    config: SweepConfig
+    index: DatasetIndex
+    images: Artifact
+    adapt: Mapping[str, Artifact]  # by teacher
+    synthetic: Mapping[str, tuple[Artifact, ...]]  # by source, ranges in order
+    targets: Mapping[tuple[str, str], Artifact]  # by (teacher, key of the image set)
+
+    @property
+    def num_train(self) -> int:
+        """Real training images."""
+        return self.index.split_counts()["train"]
+
+    def artifacts(self) -> list[Artifact]:
+        """In the order in which they can be built."""
+        ranges = [part for parts in self.synthetic.values() for part in parts]
+        return [self.images, *self.adapt.values(), *ranges, *self.targets.values()]
+
+    def missing(self, store: Store) -> list[Artifact]:
+        """Those that the store does not hold."""
+        return [item for item in self.artifacts() if store.get(item.key) is None]
+
+    def num_synthetic(self, trial: TrialConfig) -> int:
+        """Generated images that a trial trains on."""
+        return round(trial.synthetic.ratio * self.num_train) if trial.synthetic.source else 0
+
+    def image_sets(self, trial: TrialConfig) -> list[Use]:
+        """The real images and the ranges of its source that a trial reads, with the share of each that it uses."""
+        sets = [Use(self.images, 1.0)]
+        left = self.num_synthetic(trial)
+        for part in self.synthetic.get(trial.synthetic.source or "", ()):
+            if left <= 0:
+                break
+            sets.append(Use(part, min(1.0, left / part.units)))
+            left -= part.units
+        return sets
+
+    def uses(self, trial: TrialConfig) -> list[Use]:
+        """Everything that a trial would have had to build from nothing, apart from decoding its own images."""
+        sets = self.image_sets(trial)
+        used = sets[1:]
+        if trial.teacher != NO_TEACHER:
+            used = [Use(self.adapt[trial.teacher], 1.0), *used]
+            used += [Use(self.targets[trial.teacher, one.artifact.key], one.share) for one in sets]
+        return used
+
+
+def make_plan(config: SweepConfig, space: Space, index: DatasetIndex, store: Store) -> Plan:
+    """Plan a sweep: which teachers and how many images of each source any point of the space can ask for.
+
+    The store is only asked which index ranges of a source exist already: those are used, and a new range begins where
+    they end.
+    """
+    images = _images(config, index)
+    combinations = space.joint_finite(["teacher", "synthetic.source", "synthetic.ratio"])
+    num_train = index.split_counts()["train"]
+    ratios: dict[str, float] = {}
+    pairs: set[tuple[str, str | None]] = set()
+    for point in combinations:
+        teacher, ratio = point.get("teacher", NO_TEACHER), float(point.get("synthetic.ratio", 0))
+        source = point.get("synthetic.source") if ratio > 0 else None
+        pairs.add((teacher, source))
+        if source:
+            ratios[source] = max(ratios.get(source, 0.0), ratio)
+    teachers = [name for name in config.teachers if any(name == teacher for teacher, _ in pairs)]
+    adapt = {name: _adapt(config, name, index, images) for name in teachers}
+    synthetic = {
+        source: tuple(_ranges(config, source, index, round(ratio * num_train), store))
+        for source, ratio in sorted(ratios.items())
+    }
+    targets: dict[tuple[str, str], Artifact] = {}
+    for teacher, source in sorted(pairs, key=str):
+        if teacher != NO_TEACHER:
+            for part in (images, *synthetic.get(source or "", ())):
+                units = num_train if part is images else part.units
+                targets[teacher, part.key] = _targets(config, teacher, adapt[teacher], part, units)
+    return Plan(config, index, images, adapt, synthetic, targets)
+
+
+def _images(config: SweepConfig, index: DatasetIndex) -> Artifact:
+    size = config.dataset.image_size  # type: ignore[attr-defined]
+    spec = {"content": index.content, "image_size": size, "class_names": list(index.class_names)}
+    return artifact("images", spec, config.name, len(index))
+
+
+def _identity(family: str, config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = registry.load(family, config.kind).identity(config)
+    return found
+
+
+def _adapt(config: SweepConfig, name: str, index: DatasetIndex, images: Artifact) -> Artifact:
+    teacher = config.teachers[name]
+    spec = {"teacher": _identity("teachers", teacher), "images": images.key, "seed": config.seed}
+    return artifact("adapt", spec, name, index.split_counts()["train"], [images.key])
+
+
+def _ranges(config: SweepConfig, source: str, index: DatasetIndex, wanted: int, store: Store) -> Iterable[Artifact]:
+    """Index ranges [start, stop) of every class that together hold `wanted` images."""
+    num_classes = len(index.class_names)
+    base = {
+        "generator": _identity("generators", config.synthetic[source]),
+        "class_names": list(index.class_names),
+        "seed": config.seed,
+        "image_size": config.dataset.image_size,  # type: ignore[attr-defined]
+    }
+    base["base"] = fingerprint(base)
+    need = math.ceil(wanted / num_classes)
+    start = 0
+    found = [record.spec for record in store.find("synthetic", base=base["base"])]
+    while start < need:
+        stop = max((spec["stop"] for spec in found if spec["start"] == start), default=need)
+        yield artifact(
+            "synthetic", {**base, "start": start, "stop": stop}, source, (stop - start) * num_classes
+        )
+        start = stop
+
+
+def _targets(config: SweepConfig, teacher: str, adapt: Artifact, part: Artifact, units: int) -> Artifact:
+    spec = {"adapt": adapt.key, "images": part.key, "views": config.views.model_dump(mode="json"), "seed": config.seed}
+    return artifact("targets", spec, teacher, units * config.views.per_image, [adapt.key, part.key])
+
+
+def artifact_uses(plan: Plan, trial: TrialConfig, records: Mapping[str, Record]) -> dict[str, ArtifactUse]:
+    """What the ledger charges a trial for: stage, measured device-seconds and share of each artifact that it used."""
+    found = {}
+    for use in plan.uses(trial):
+        charge = records[use.artifact.key].charge
+        if charge is not None:
+            found[use.artifact.key] = ArtifactUse(charge.stage, charge.seconds, use.share)
+    return found
+
+
+def charges(records: Iterable[Record]) -> list[Charge]:
+    """The measured device time of artifacts."""
+    return [record.charge for record in records if record.charge is not None]

@@ -1,0 +1,62 @@
+"""Finds the module behind `kind:`: the string in the file is the name of a module in its family's folder.
+
+A family is a folder of `sweeper/`; a kind is one file in it. There is no table to edit: a new file is a new kind.
+Each kind module has a docstring whose first line describes it and a `Config` class derived from `Settings`
+(`kinds` and the contract tests read both); the rest of its contract is in the family's `__init__`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from pydantic import BaseModel, ConfigDict
+
+from sweeper.errors import InputError
+
+FAMILIES = ("datasets", "teachers", "generators", "losses", "schedulers")
+
+
+class Settings(BaseModel):
+    """Base of every section of a space file: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@cache
+def kinds(family: str) -> dict[str, str]:
+    """Names of a family's kinds with their one-line descriptions, without importing any of them."""
+    if family not in FAMILIES:
+        raise InputError(f"family: {family!r} is not one; allowed: {', '.join(FAMILIES)}")
+    found = {}
+    for path in sorted((Path(__file__).parent / family).glob("*.py")):
+        if not path.stem.startswith("_"):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = docstring.splitlines()[0] if docstring else ""
+    return found
+
+
+def load(family: str, kind: str) -> ModuleType:
+    """Import the module of a kind.
+
+    Raises:
+        InputError: no such kind; the message names the nearest one.
+    """
+    known = kinds(family)
+    if kind not in known:
+        near = difflib.get_close_matches(str(kind), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"{kind!r} is not a kind of {family}{hint} (allowed: {', '.join(known)}; `sweeper kinds {family}` lists them)"
+        )
+    return importlib.import_module(f"sweeper.{family}.{kind}")
+
+
+def config_class(family: str, kind: str) -> type[Settings]:
+    """The `Config` of a kind. Raises InputError as `load` does."""
+    found: type[Settings] = load(family, kind).Config
+    return found

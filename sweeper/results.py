@@ -1,0 +1,252 @@
+"""Owns `results/<name>/<run id>/`: what a run leaves for its user (`archive` finds it again).
+
+Every file is written whole under a temporary name and then renamed, so that a reader, or the next start after kill -9,
+sees an old file or a new one, never half of one. `done.json` comes last and says that nothing is missing. Equal rows
+give equal bytes. Parquet keeps every digit; csv, Markdown and LaTeX are rounded (`tables`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from sweeper import provenance, report, tables
+from sweeper.ledger import Charge
+from sweeper.rows import (
+    CHARGE_TYPES,
+    COLUMNS,
+    CURVE_TYPES,
+    FINAL_TYPES,
+    TRIAL_TYPES,
+    FinalRow,
+    Record,
+    TrialRow,
+    mean_and_std,
+    missing_if_nan,
+)
+
+__all__ = [
+    "COLUMNS",
+    "FinalRow",
+    "RunFolder",
+    "TrialRow",
+    "mean_and_std",
+    "pareto_texts",
+    "to_json",
+    "write_atomically",
+]
+
+_COMPLETE = ("done.json", "space.yaml", "trials.parquet", "pareto.parquet")
+
+
+class RunFolder:
+    """The folder of one run: its name is the run id, its parent's the space's name."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().parent.name
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}/{self.run_id}"
+
+    @property
+    def changed(self) -> float:
+        """Time of the last change, in seconds of the epoch: each write renames a file in the folder."""
+        return self.path.stat().st_mtime
+
+    def summary(self) -> Record:
+        """One line of `sweeper ls`: name, run_id, state, trials, best_accuracy_val, changed (a date)."""
+        trials = self.read_trials()
+        scores = [trial["accuracy_val"] for trial in trials if trial["accuracy_val"] is not None]
+        return {
+            "name": self.name,
+            "run_id": self.run_id,
+            "state": "finished" if self.finished else "unfinished",
+            "trials": len(trials),
+            "best_accuracy_val": max(scores, default=None),
+            "changed": datetime.fromtimestamp(self.changed, tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has nothing left to do: a folder that lost its table is not finished."""
+        return all((self.path / name).exists() for name in _COMPLETE)
+
+    def finish(self, facts: Mapping[str, Any] | None = None) -> None:
+        """Write the marker of a finished run, and drop what a killed session left half-written; call it last."""
+        for leftover in [*self.path.glob(".*.part"), *self.path.glob("models/.*.part")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self._write("done.json", to_json(dict(facts or {})))
+
+    def write_space(self, space: Mapping[str, Any]) -> None:
+        self._write("space.yaml", yaml.safe_dump(dict(space), sort_keys=False, allow_unicode=True).encode())
+
+    def write_trials(self, rows: Sequence[TrialRow]) -> None:
+        records = [row.record() for row in rows]
+        stored = [{**r, "config": json.dumps(r["config"], sort_keys=True, ensure_ascii=False)} for r in records]
+        self._write_table("trials.parquet", TRIAL_TYPES, stored)
+
+    def write_curves(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        """Every report of every trial: trial, epoch, accuracy_val, loss, train_seconds and what else it has."""
+        self._write_table("curves.parquet", CURVE_TYPES, reports)
+
+    def write_ledger(self, charges: Sequence[Charge]) -> None:
+        self._write_table("ledger.parquet", CHARGE_TYPES, [asdict(charge) for charge in charges])
+
+    def write_pareto(self, rows: Sequence[FinalRow]) -> None:
+        """pareto.{csv,md,tex,parquet}, in the order of the rows."""
+        records = [row.record() for row in rows]
+        for name, data in pareto_texts(records).items():
+            self._write(f"pareto.{name}", data)
+        self._write_table("pareto.parquet", FINAL_TYPES, records)
+
+    def write_ablation(self, rows: Sequence[FinalRow]) -> None:
+        """ablation.{csv,md,parquet}: the arms of the method's claim, named by `role`."""
+        records = [row.record() for row in rows]
+        texts = pareto_texts(records)
+        for name in ("csv", "md"):
+            self._write(f"ablation.{name}", texts[name])
+        self._write_table("ablation.parquet", FINAL_TYPES, records)
+
+    def write_environment(self, *, device: str, facts: Mapping[str, Any] | None = None) -> None:
+        """environment.json; `facts` is what the report's head says of the run (dataset, classes, ...), by name."""
+        self._write("environment.json", to_json({**provenance.environment(device), "facts": dict(facts or {})}))
+
+    def write_report(self) -> None:
+        """pareto.png and report.html, from the files that the run has written so far."""
+        contents = self.contents()
+        self._write("pareto.png", contents.png)
+        self._write("report.html", report.html(contents))
+
+    def write_model(self, trial: int, files: Mapping[str, bytes]) -> Path:
+        """models/<trial>/ with exactly these files; an earlier one is replaced as a whole."""
+        models = self.path / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        staged, target = _part(models, str(trial)), models / str(trial)
+        staged.mkdir()
+        for name, data in files.items():
+            _write_synced(staged / name, data)
+        if target.exists():
+            target.rename(_part(models, str(trial)))
+        staged.rename(target)
+        for leftover in models.glob(f".{trial}.*.part"):
+            shutil.rmtree(leftover)
+        return target
+
+    def read_space(self) -> Record:
+        space: Record = yaml.safe_load((self.path / "space.yaml").read_text(encoding="utf-8"))
+        return space
+
+    def read_trials(self) -> list[Record]:
+        """Records as `TrialRow.record` makes them; what is missing is None."""
+        return [{**record, "config": json.loads(record["config"])} for record in self._read_table("trials.parquet")]
+
+    def read_curves(self) -> list[Record]:
+        return self._read_table("curves.parquet")
+
+    def read_ledger(self) -> list[Record]:
+        return self._read_table("ledger.parquet")
+
+    def read_pareto(self) -> list[Record]:
+        return self._read_table("pareto.parquet")
+
+    def read_ablation(self) -> list[Record]:
+        return self._read_table("ablation.parquet")
+
+    def read_environment(self) -> Record:
+        environment: Record = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        return environment
+
+    def contents(self) -> report.Contents:
+        """What the report is made of, read from the files that are there."""
+        environment = self.read_environment() if (self.path / "environment.json").exists() else {}
+        facts = environment.pop("facts", {})
+        pareto, trials = self.read_pareto(), self.read_trials()
+        return report.Contents(
+            title=self.label,
+            facts=facts,
+            pareto=pareto,
+            ablation=self.read_ablation(),
+            trials=trials,
+            ledger=self.read_ledger(),
+            space=self.read_space(),
+            environment=environment,
+            png=report.png(pareto, trials),
+        )
+
+    def _read_table(self, name: str) -> list[Record]:
+        path = self.path / name
+        records: list[Record] = pq.read_table(path).to_pylist() if path.exists() else []
+        return records
+
+    def _write_table(self, name: str, types: Mapping[str, pa.DataType], records: Sequence[Mapping[str, Any]]) -> None:
+        columns = {
+            column: pa.array([missing_if_nan(record.get(column)) for record in records], types.get(column))
+            for column in _columns(records, types)
+        }
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns), sink)
+        self._write(name, sink.getvalue().to_pybytes())
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_atomically(self.path / name, data)
+
+
+def _part(folder: Path, name: str) -> Path:
+    return folder / f".{name}.{os.getpid()}-{time.monotonic_ns()}.part"
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(path.parent, path.name)
+    try:
+        _write_synced(part, data)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON with sorted keys; ValueError for NaN, which JSON does not have."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "replace")  # a command line can hold bytes that are no text
+
+
+def _columns(records: Sequence[Mapping[str, Any]], first: Iterable[str] = COLUMNS) -> list[str]:
+    """The contracted columns, then the others in order of appearance."""
+    return list(dict.fromkeys([*first, *(name for record in records for name in record)]))
+
+
+def pareto_texts(records: Sequence[Record]) -> dict[str, bytes]:
+    """The table as csv, md and tex, with every column."""
+    columns = _columns(records)
+    writers = {"csv": tables.csv_text, "md": tables.markdown, "tex": tables.latex}
+    return {name: write(columns, records).encode() for name, write in writers.items()}

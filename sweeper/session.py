@@ -1,0 +1,80 @@
+"""A Ray session that says nothing: started on this machine, or joined with an address."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayError
+
+from sweeper.errors import InputError, SweeperError
+
+# Workers inherit these; a lane's threads are set by its CPUs.
+WORKER_ENVIRONMENT = {
+    "PYTHONWARNINGS": "ignore",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+DRIVER_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_enable_metrics_collection": "0",
+    "GLOG_minloglevel": "3",
+}
+
+
+@contextmanager
+def session(address: str | None = None) -> Iterator[None]:
+    """Ray for the block; a session that is already there is used and left running.
+
+    Args:
+        address: `auto`, `host:port` or `ray://...` of a running cluster; None starts Ray on this machine.
+
+    Raises:
+        InputError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in {**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=False, **options)
+        else:
+            ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
+    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+        where = f"--address {address}" if address else "this machine"
+        raise InputError(f"{where}: Ray could not be reached or started: {' '.join(str(error).split())[:300]}") from error
+    if threading.current_thread() is threading.main_thread():  # a plain `kill` ends a run as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def users_error(error: BaseException) -> SweeperError | None:
+    """The `SweeperError` that a remote task raised, out of the layers that Ray wraps around it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, SweeperError):
+            return error
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            return None
+        error = inner
+    return None

@@ -1,0 +1,137 @@
+"""One pass of workers over a table of rows, sharded by Ray Data: the shape that all three stages share.
+
+Workers write their own rows into the store and hand back a one-row summary for each batch, which streams to the driver:
+that is the progress bar, the ledger and the check of what was written in one, and a batch that Ray runs a second time
+overwrites its own file instead of appending rows (as `Dataset.write_parquet` would).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from sweeper.fingerprint import fingerprint
+from sweeper.store import Store
+
+Progress = Callable[[int], None]  # told the number of rows done since the last call
+Summary = dict[str, Any]
+
+
+class Worker(Protocol):
+    """A picklable class whose instances turn one batch of rows into written files and a flat summary of scalars."""
+
+    def __call__(self, rows: pa.Table) -> Summary: ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a pass is spread: rows a batch, and what one worker holds. Never part of an artifact's identity."""
+
+    batch_size: int
+    cpus: float = 1
+    gpus: float = 0
+    pool: int = 1  # workers; 0: tasks instead of a pool of actors, for work without a model to load
+
+
+def quiet() -> None:
+    """No progress bars and no log lines of Ray Data on the user's terminal."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def pool_size(num_rows: int, batch_size: int, *, gpus: bool) -> int:
+    """Workers for a pass: as many as the cluster has slots, but none without two batches of work of its own."""
+    totals = ray.cluster_resources()
+    slots = int(totals.get("GPU", 0)) if gpus else int(totals.get("CPU", 1))
+    return max(1, min(slots, -(-num_rows // (2 * batch_size))))
+
+
+def _file_name(name_from: Sequence[Any]) -> str:
+    return f"{fingerprint([str(x) for x in name_from])[:24]}.parquet"
+
+
+def write_rows(store: Store, prefix: str, table: pa.Table, name_from: Sequence[Any]) -> None:
+    """Write rows as one parquet file below a staged prefix, named by what they are."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    store.write_bytes(prefix, _file_name(name_from), buffer.getvalue())
+
+
+def read_rows(store: Store, prefix: str, name_from: Sequence[Any]) -> pa.Table:
+    """Read back what `write_rows` wrote under that name."""
+    table: pa.Table = pq.read_table(store.path(f"{prefix}/{_file_name(name_from)}"), filesystem=store.filesystem)
+    return table
+
+
+def written(store: Store, prefix: str, columns: Sequence[str]) -> pa.Table:
+    """What lies below a staged prefix, to be checked before it is committed."""
+    table: pa.Table = pq.read_table(store.path(prefix), filesystem=store.filesystem, columns=list(columns))
+    return table
+
+
+class _TableWorker:
+    """What Ray Data calls: builds the worker once, and turns its summary into a one-row table."""
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self.worker = make()
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return _summary_row(self.worker(rows))
+
+
+def _summary_row(summary: Summary) -> pa.Table:
+    return pa.table({name: [value] for name, value in summary.items()})
+
+
+def run(rows: pa.Table, make: Callable[[], Worker], shape: Shape, progress: Progress | None = None) -> list[Summary]:
+    """Send all rows through workers and collect their summaries, in no particular order.
+
+    Args:
+        rows: light rows (ids, labels, references); a worker reads heavy data from the store itself.
+        make: builds a worker inside its process; called once for each actor, or once for each task.
+        progress: told `summary["rows"]` as batches come back.
+    """
+    quiet()
+    blocks = max(1, -(-len(rows) // shape.batch_size))
+    source = ray.data.from_arrow([rows.slice(i * shape.batch_size, shape.batch_size) for i in range(blocks)])
+    options: Mapping[str, Any] = {
+        "batch_format": "pyarrow",
+        "batch_size": None,
+        "num_cpus": shape.cpus,
+        "num_gpus": shape.gpus or None,
+        "zero_copy_batch": True,
+    }
+    if shape.pool:
+        done = source.map_batches(
+            _TableWorker,
+            fn_constructor_kwargs={"make": make},
+            compute=ray.data.ActorPoolStrategy(size=min(shape.pool, blocks)),
+            **options,
+        )
+    else:
+        done = source.map_batches(lambda batch: _summary_row(make()(batch)), **options)
+    summaries: list[Summary] = []
+    for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for summary in batch.to_pylist():
+            summaries.append(summary)
+            if progress is not None:
+                progress(int(summary["rows"]))
+    return summaries
+
+
+def fixed_lists(values: np.ndarray, dtype: pa.DataType) -> pa.Array:
+    """A 2-D array as a column of fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=dtype)
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

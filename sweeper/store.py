@@ -1,0 +1,270 @@
+"""Content-addressed artifacts in a folder or at `s3://bucket/prefix`.
+
+    <uri>/data/<uuid>/...        files of one build, written in any order by any process; nobody reads them yet
+    <uri>/records/<key>.json     written last and at once: an artifact exists when its record does
+
+A record lists size and sha256 of its files and closes with a checksum of itself, so that whatever was torn, cut or
+changed is seen, and counts as absent. Several records may share the files of one pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweeper.errors import RunFailed
+from sweeper.fingerprint import canonical_json
+from sweeper.ledger import Charge
+from sweeper.record import FileEntry, Finding, Record, decode, encode, versions
+from sweeper.storage import Storage
+
+__all__ = ["GRACE_S", "Finding", "Garbage", "Record", "Store"]
+
+GRACE_S = 24 * 3600.0
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What `gc` removes: a path relative to the store and its size."""
+
+    path: str
+    bytes: int
+
+
+class Store:
+    """Artifacts below one URI. Pickles as its URI alone; creates nothing until something is staged.
+
+    Every method raises InputError, with the URI, while the place was never reached, and RunFailed once it was.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._storage = Storage(uri)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    @property
+    def uri(self) -> str:
+        """As given; a folder as its absolute path."""
+        return self._storage.uri
+
+    @property
+    def filesystem(self) -> Any:
+        """The `pyarrow.fs.FileSystem` that `path` belongs to."""
+        return self._storage.filesystem
+
+    def path(self, prefix: str) -> str:
+        """Where a prefix or a file of the store lies on `filesystem`."""
+        return self._storage.path(prefix)
+
+    def staging(self) -> str:
+        """A new, empty prefix to write files below, unreferenced until `commit`. InputError: cannot write here."""
+        # A version 7 UUID (RFC 9562): its first 48 bits are the ms since 1970, so `gc` knows its age on any filesystem.
+        number = time.time_ns() // 1_000_000 << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62
+        prefix = f"data/{uuid.UUID(int=number | secrets.randbits(62))}"
+        self._storage.create_dir(prefix)
+        return prefix
+
+    def write_bytes(self, prefix: str, name: str, data: bytes) -> None:
+        """Write one file below a staged prefix; `name` may contain folders."""
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} is not a relative file name")
+        self._storage.write(f"{prefix}/{name}", data)
+
+    def commit(
+        self,
+        key: str,
+        kind: str,
+        spec: Mapping[str, Any],
+        prefix: str,
+        columns: Mapping[str, str] | None = None,
+        rows: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+        charge: Charge | None = None,
+        dependencies: Sequence[str] = (),
+    ) -> Record:
+        """Make the files below `prefix` the artifact `key`, and return its record as it now stands.
+
+        The first one wins: where another process committed `key` meanwhile, its record is returned, and this prefix is
+        left to `discard` or `gc`. On S3 two commits in the same instant may both write; the record then is one of the
+        two, whole, and both callers' files stay for the grace of `gc`.
+
+        Raises:
+            TypeError: spec or meta holds something without canonical JSON.
+            ValueError: no file below `prefix`, or `key` cannot be a file name.
+        """
+        target, plain_spec, plain_meta = _record_path(key), _plain(spec), _plain(meta or {})
+        existing = self.get(key)
+        if existing is not None:
+            return existing
+        present = self._storage.files(prefix, deep=True)
+        if not present:
+            raise ValueError(f"{key}: nothing was written below {self.uri}/{prefix}")
+        record = Record(
+            key=key,
+            kind=kind,
+            spec=plain_spec,
+            prefix=prefix,
+            files=tuple(FileEntry(name, size, str(sha256)) for name, (size, sha256) in present.items()),
+            columns=dict(columns or {}),
+            rows=rows,
+            meta=plain_meta,
+            charge=charge,
+            dependencies=tuple(dependencies),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions(),
+        )
+        after = [f"{prefix}/{name}" for name in present]
+        self._storage.publish(target, encode(record), after, is_taken=lambda: self.get(key) is not None)
+        return self.get(key) or record
+
+    def get(self, key: str) -> Record | None:
+        """The record if it is whole and its files are there with their sizes; `verify(deep=True)` compares hashes."""
+        record = self._read_record(_record_path(key))
+        return record if isinstance(record, Record) and self._is_complete(record) else None
+
+    def records(self) -> Iterator[Record]:
+        """Whole records, by key; their files are not looked at."""
+        return (record for _, record in self._all_records() if isinstance(record, Record))
+
+    def find(self, kind: str, **spec_items: Any) -> list[Record]:
+        """Artifacts of a kind, files present, whose spec has all these items."""
+        wanted = _plain(spec_items)
+        return [
+            record
+            for record in self.records()
+            if record.kind == kind and {**record.spec, **wanted} == record.spec and self._is_complete(record)
+        ]
+
+    def verify(self, deep: bool = False) -> list[Finding]:
+        """Everything wrong: damaged records, files missing or of another size; with `deep`, of other contents."""
+        findings: list[Finding] = []
+        for path, record in self._all_records():
+            if isinstance(record, Record):
+                findings += record.findings(self._storage.files(record.prefix, deep))
+            elif record is not None:
+                findings.append(Finding(Path(path).stem, path, record))
+        return findings
+
+    def read_table(self, record: Record, columns: Sequence[str] | None = None) -> Any:
+        """All parquet files of the record, in the order of their names, as one `pyarrow.Table` with logical names.
+
+        Args:
+            columns: logical names (or the files' own) in the order wanted; None: those of `record.columns`, else all.
+
+        Raises:
+            KeyError: there is no parquet file, or one lacks a column.
+        """
+        chosen = list(record.columns) if columns is None and record.columns else columns
+        stored = None if chosen is None else [record.columns.get(name, name) for name in chosen]
+        names = sorted(entry.name for entry in record.files if entry.name.endswith(".parquet"))
+        if not names:
+            raise KeyError(f"{record.kind} {record.key} has no parquet file")
+        tables = []
+        with self._storage.reporting():
+            for name in names:
+                with pq.ParquetFile(self.filesystem.open_input_file(self.path(f"{record.prefix}/{name}"))) as file:
+                    missing = sorted(set(stored or ()) - set(file.schema_arrow.names))
+                    if missing:
+                        raise KeyError(f"{record.kind} {record.key}: {name} has no column {', '.join(missing)}")
+                    table = file.read(columns=stored)
+                tables.append(table if stored is None else table.select(stored))
+            whole = pa.concat_tables(tables, promote_options="default")
+        return whole if chosen is None else whole.rename_columns(list(chosen))
+
+    def read_bytes(self, record: Record, name: str) -> bytes:
+        """One file, checked against its sha256. KeyError: the record has none such. RunFailed: it was changed."""
+        entry = {entry.name: entry for entry in record.files}[name]
+        data = self._storage.read(f"{record.prefix}/{name}")
+        if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise RunFailed(
+                f"store: {self.uri}/{record.prefix}/{name} is gone or was changed since it was made; "
+                "`sweeper store verify` lists all that is"
+            )
+        return data
+
+    def remove(self, key: str) -> None:
+        """Forget an artifact. Its files stay until `gc`, since other records may share them."""
+        self._storage.delete(_record_path(key))
+
+    def discard(self, prefix: str) -> bool:
+        """Delete the files below a staged prefix, unless a record refers to it. Returns whether they are gone."""
+        if not _is_staged(prefix):
+            raise ValueError(f"{prefix!r} is not a prefix that `staging` gave")
+        if any(record.prefix == prefix for record in self.records()):
+            return False
+        self._storage.delete(prefix, folder=True)
+        return True
+
+    def gc(self, dry_run: bool = False, grace_s: float = GRACE_S) -> list[Garbage]:
+        """Delete what no whole record refers to and nobody has written to for `grace_s`; return it with its bytes.
+
+        Only names that sweeper gives are touched: whatever else lies in the same folder is not ours. `dry_run` deletes
+        nothing.
+        """
+        horizon_ns = time.time_ns() - int(grace_s * 1e9)
+        # Prefixes before records: one that is committed in between is then seen as referenced.
+        staged = [f"data/{info.base_name}" for info in self._storage.listing("data")]
+        referenced = {record.prefix for record in self.records()}
+        garbage = []
+        for prefix in filter(_is_staged, set(staged) - referenced):
+            files = [info for info in self._storage.listing(prefix, recursive=True) if info.is_file]
+            born_ns = (uuid.UUID(prefix.removeprefix("data/")).int >> 80) * 1_000_000
+            if max([born_ns, *(info.mtime_ns for info in files)]) <= horizon_ns:
+                garbage.append(Garbage(prefix, sum(info.size for info in files)))
+        for info in self._storage.listing("records"):  # of a writer that died just before its record was in place
+            if info.is_file and info.extension == "tmp" and info.mtime_ns <= horizon_ns:
+                garbage.append(Garbage(f"records/{info.base_name}", info.size))
+        for item in [] if dry_run else garbage:
+            self._storage.delete(item.path, folder=_is_staged(item.path))
+        return sorted(garbage, key=lambda item: item.path)
+
+    def _is_complete(self, record: Record) -> bool:
+        return not list(record.findings(self._storage.files(record.prefix, deep=False)))
+
+    def _all_records(self) -> Iterator[tuple[str, Record | str | None]]:
+        infos = [info for info in self._storage.listing("records") if info.is_file and info.extension == "json"]
+        for path in sorted(f"records/{info.base_name}" for info in infos):
+            yield path, self._read_record(path)
+
+    def _read_record(self, path: str) -> Record | str | None:
+        """The record, or what is wrong with it, or None where there is none."""
+        data = self._storage.read(path)
+        try:
+            return None if data is None else decode(data, Path(path).stem)
+        except ValueError as error:
+            return str(error)
+
+
+def _record_path(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{key!r} cannot be a key; allowed: letters, digits, '.', '_' and '-'")
+    return f"records/{key}.json"
+
+
+def _is_staged(prefix: str) -> bool:
+    """Whether `staging` could have given this prefix."""
+    try:
+        number = uuid.UUID(prefix.removeprefix("data/"))
+    except ValueError:
+        return False
+    return prefix == f"data/{number}" and number.version == 7
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in JSON's types, as it will be read back."""
+    plain: dict[str, Any] = json.loads(canonical_json(value))
+    return plain

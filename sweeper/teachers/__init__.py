@@ -1,0 +1,47 @@
+"""Teachers: frozen big models whose outputs the targets pass caches. One kind a file.
+
+A kind's module holds
+
+    class Config(Settings)              `kind`, `adapt` and whatever names the model and its weights
+    identity(config) -> dict            what decides the teacher's outputs: plain JSON values, weights by their sha256
+    build(config, class_names) -> Teacher
+
+Shapes: B images, C channels, H x W pixels, K classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Adapt = Literal["linear_probe", "fine_tune", "none"]
+
+
+class TeacherOutput(NamedTuple):
+    """What a teacher says about a batch; `logits_BK` is None where the teacher has no classifier of the task."""
+
+    logits_BK: torch.Tensor | None
+    embedding_BD: torch.Tensor
+
+
+class Teacher(Protocol):
+    """A `torch.nn.Module` in eval mode, on the CPU in float32 until its owner moves it.
+
+    Images come as floats in [0, 1] at `input_size` squares; the teacher normalises them itself, since only it knows
+    how. `logits_BK` is `classifier(embedding_BD)` exactly, which the losses that reuse the classifier rely on.
+    """
+
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    embedding_dim: int
+    classes: int | None
+    classifier: torch.nn.Linear | None
+
+    def __call__(self, images_BCHW: torch.Tensor) -> TeacherOutput: ...
+
+    def with_classifier(self, weight_KD: torch.Tensor, bias_K: torch.Tensor) -> Teacher:
+        """The same backbone under another linear classifier, in place."""
+        ...

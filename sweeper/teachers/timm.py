@@ -1,0 +1,193 @@
+"""Any timm model: from the hub, from a local folder or state dict, from the zoo, or with random weights.
+
+The weights decide what else is needed. A folder (timm's own format: config.json and model.safetensors) says its
+architecture, arguments, classes and preprocessing by itself; a bare state dict needs `model`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sweeper import zoo
+from sweeper.errors import InputError, RunFailed
+from sweeper.fingerprint import file_sha256, folder_sha256
+from sweeper.registry import Settings
+from sweeper.teachers import Adapt
+
+if TYPE_CHECKING:
+    import torch
+
+    from sweeper.teachers._timm_module import TimmTeacher
+
+HUB, RANDOM = "hub", "none"
+RANDOM_SEED = 0  # `weights: none` is the same teacher in every process
+
+
+class Config(Settings):
+    """A teacher. `weights: hub`, `none` (random), a folder, a `.safetensors` file, or `zoo:NAME`.
+
+    `input_size` overrides the side in pixels at which images enter; left out, the one that the weights were trained at.
+    """
+
+    kind: Literal["timm"] = "timm"
+    model: str | None = None
+    weights: str = HUB
+    adapt: Adapt = "linear_probe"
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    input_size: Annotated[int, Field(ge=8)] | None = None
+
+    @model_validator(mode="after")
+    def _has_an_architecture(self) -> Config:
+        if self.model is None and (self.weights in (HUB, RANDOM) or self.weights.endswith(".safetensors")):
+            raise ValueError(
+                f"model: weights: {self.weights} needs the name of a timm model; only a folder says its own"
+            )
+        return self
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What decides the outputs; a local folder or file counts by its contents, so that it may be moved."""
+    path = _local_weights(config)
+    named = config.model_dump(mode="json", exclude={"weights"} if path is None else {"weights", "model"})
+    if path is None:
+        return {**named, "weights": config.weights}
+    if path.is_dir():
+        return {**named, "weights": {"folder_sha256": folder_sha256(path)}}
+    return {**named, "model": config.model, "weights": {"file_sha256": file_sha256(path)}}
+
+
+def build(config: Config, class_names: Sequence[str]) -> TimmTeacher:
+    """The teacher, in eval mode on the CPU, without gradients.
+
+    Raises:
+        InputError: no such model or weights, or `adapt: none` without a classifier of these classes.
+        RunFailed: the hub did not deliver.
+    """
+    import torch
+
+    from sweeper.teachers._timm_module import TimmTeacher
+
+    path = _local_weights(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        if path is not None and path.is_dir():
+            model = _from_folder(config, path)
+        elif path is not None:
+            model = _from_state_dict(config, path)
+        elif config.weights == RANDOM:
+            model = _create(config, num_classes=len(class_names))
+        else:
+            model = _from_hub(config)
+    size = config.input_size or config.model_args.get("img_size")
+    try:
+        teacher = TimmTeacher(model, size)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"input_size: {config.model or config.weights} does not take images of {size} px: {error}"
+        ) from None
+    if teacher.classes == len(class_names) and teacher.classifier is not None:
+        return teacher
+    if config.adapt == "none":
+        found = f"{teacher.classes} classes" if teacher.classifier is not None else "no linear classifier"
+        raise InputError(
+            f"adapt: none needs a classifier of the dataset's {len(class_names)} classes, but "
+            f"{config.weights if path else config.model} has {found}; use adapt: linear_probe or fine_tune"
+        )
+    return teacher.without_classifier()
+
+
+def _local_weights(config: Config) -> Path | None:
+    """The folder or file that holds the weights; None for the hub and for random ones."""
+    if config.weights in (HUB, RANDOM):
+        return None
+    if config.weights.startswith(zoo.PREFIX):
+        return zoo.resolve(config.weights)
+    path = Path(config.weights).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():
+        return path
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    found = (
+        "has no config.json" if path.is_dir() else "is not a .safetensors file" if path.exists() else "does not exist"
+    )
+    raise InputError(
+        f"weights: {config.weights!r} {found}; allowed: hub, none, zoo:NAME, a .safetensors file, or a folder with "
+        "config.json and model.safetensors (timm's local-dir format)"
+    )
+
+
+def _from_folder(config: Config, path: Path) -> torch.nn.Module:
+    architecture = json.loads((path / "config.json").read_text(encoding="utf-8")).get("architecture")
+    if config.model not in (None, architecture):
+        raise InputError(f"model: {config.model!r}, but {config.weights} holds a {architecture!r}; leave `model` out")
+    return _create(config.model_copy(update={"model": f"local-dir:{path}"}), pretrained=True)
+
+
+def _from_state_dict(config: Config, path: Path) -> torch.nn.Module:
+    from safetensors.torch import load_file
+
+    weights = load_file(path)
+    described: Any = _create(config, num_classes=1)
+    head = described.pretrained_cfg.get("classifier")
+    head_weight = weights.get(f"{head}.weight") if isinstance(head, str) else None
+    model = _create(config, num_classes=0 if head_weight is None else len(head_weight))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"weights: {path} does not fit {config.model!r} with model_args {config.model_args}: {error}"
+        ) from None
+    return model
+
+
+def _from_hub(config: Config) -> torch.nn.Module:
+    try:
+        return _create(config, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        if "No pretrained weights exist" in str(error):
+            raise InputError(
+                f"model: {config.model!r} has no weights on the hub; use weights: none or a folder"
+            ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunFailed(
+            f"the weights of {config.model!r} could not be fetched from the hub: {reason}; check the network, or save "
+            "them as a folder (timm's local-dir format) and give it as weights:"
+        ) from error
+
+
+def _create(config: Config, **how: Any) -> torch.nn.Module:
+    """`timm.create_model`, with the user's mistakes turned into InputErrors."""
+    import timm
+
+    name = str(config.model)
+    if ":" not in name and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
+        hint = f"; the nearest are {', '.join(near)}" if near else ""
+        raise InputError(f"model: {name!r} is not a timm model{hint} (timm.list_models() lists them)")
+    arguments = dict(config.model_args)
+    if config.input_size is not None and _fixed_size(name):
+        arguments.setdefault("img_size", config.input_size)
+    try:
+        model: torch.nn.Module = timm.create_model(name, **how, **arguments)
+    except (TypeError, AssertionError) as error:
+        raise InputError(f"model_args: {config.model_args} does not fit {name!r}: {error}") from None
+    except (RuntimeError, OSError) as error:
+        if "Invalid pretrained tag" in str(error) or name.startswith("local-dir:"):
+            raise InputError(f"model: {name!r}: {error}") from None
+        raise
+    return model
+
+
+def _fixed_size(name: str) -> bool:
+    """Whether the architecture is built for one image size (position embeddings) and must be told of another."""
+    import timm
+
+    if ":" in name:
+        return False
+    return bool(getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False))

@@ -1,0 +1,299 @@
+"""The training loop of a student: plain torch, one trial from its first step to its outcome.
+
+It knows neither Ray nor Optuna: it reports to a callable that answers whether to go on, and keeps its state in a slot that
+can load and save bytes. The loss is L = ce CE(logits_S, y) + kl L_KL + w L_embedding (METHOD section 1); the teacher's
+side comes ready from `batches`, for the very view that the student sees.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sweeper import losses, registry
+from sweeper import student as students
+from sweeper.batches import Batch, BatchStream, TrialData
+from sweeper.config import TrialConfig
+from sweeper.evaluate import accuracy
+from sweeper.losses import LossContext, LossInputs
+from sweeper.losses import kl as kl_loss
+
+BETAS = (0.9, 0.999)
+# A checkpoint may cost this share of the training time, and is not written more often than once a second.
+CHECKPOINT_SHARE = 0.02
+CHECKPOINT_INTERVAL_S = 1.0
+
+
+class TrialFailed(Exception):
+    """This configuration can not be trained: the reason goes into the trial's row, the lane goes on."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What the loop says after each epoch; `train_seconds` are device-seconds so far, all ranks together."""
+
+    epoch: int
+    epochs: int
+    accuracy_val: float
+    loss: float
+    train_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended. `model` holds the exported files (`config.json`, `model.safetensors`) where they were asked for."""
+
+    state: str  # completed | stopped
+    epochs: int
+    accuracy_val: float
+    accuracy_test: float | None
+    train_seconds: float
+    params: int
+    model: dict[str, bytes] = field(default_factory=dict)
+
+
+class Slot(Protocol):
+    """Where a trial's last checkpoint lies."""
+
+    def load(self) -> bytes | None: ...
+
+    def save(self, state: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train the trial together; `wrap` makes the model data-parallel."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+
+
+class Objective(nn.Module):
+    """Student and loss terms in one module, so that one data-parallel wrapper covers trained projectors too."""
+
+    def __init__(self, student: students.Student, config: TrialConfig, context: LossContext) -> None:
+        super().__init__()
+        self.student = student
+        self.config = config.loss
+        self.terms = nn.ModuleDict()
+        if config.loss.kl.weight > 0:
+            self.terms["kl"] = kl_loss.build(
+                kl_loss.Config(kind="kl", weight=config.loss.kl.weight, temperature=config.loss.kl.temperature), context
+            )
+        embedding: Any = config.loss.embedding
+        if embedding is not None:
+            self.terms[embedding.kind] = registry.load("losses", embedding.kind).build(embedding, context)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The weighted sum of all terms, a scalar in float32."""
+        out = self.student(batch.images_BCHW)
+        inputs = LossInputs(
+            student_logits_BK=out.logits_BK,
+            student_embedding_BD=out.embedding_BD,
+            teacher_logits_BK=batch.teacher_logits_BK,
+            teacher_embedding_BT=batch.teacher_embedding_BT,
+            labels_B=batch.labels_B,
+            index_B=batch.index_B,
+            hard_B=batch.hard_B,
+        )
+        total = out.logits_BK.new_zeros((), dtype=torch.float32)
+        if self.config.ce > 0:
+            ce_B = F.cross_entropy(out.logits_BK.float(), batch.labels_B, reduction="none")
+            hard_B = batch.hard_B.to(ce_B.dtype)
+            total = total + self.config.ce * (ce_B * hard_B).sum() / hard_B.sum().clamp(min=1)
+        for name, term in self.terms.items():
+            weight = self.config.kl.weight if name == "kl" else getattr(self.config.embedding, "weight", 1.0)
+            total = total + weight * term(inputs)
+        return total
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup: float, schedule: str) -> float:
+    """Linear warm-up over a share `warmup` of the steps, then a half cosine to 0, or constant."""
+    warm_steps = warmup * num_steps
+    if step < warm_steps:
+        return (step + 1) / (warm_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / max(1.0, num_steps - warm_steps)))
+
+
+class Trainer:
+    """State of one trial: model, optimiser, progress. `fit` drives it; `state_bytes`/`load_state` carry it over a restart."""
+
+    def __init__(self, config: TrialConfig, data: TrialData, *, seed: int, device: torch.device, world: World) -> None:
+        torch.manual_seed(seed)
+        self.config, self.data, self.device, self.world = config, data, device, world
+        recipe = config.train
+        student = students.build(config.student, len(data.class_names), data.image_size, seed).to(device)
+        self.stream = BatchStream(
+            data,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            device=device,
+            rank=world.rank,
+            num_ranks=world.num_ranks,
+        )
+        self.student = student
+        self.objective = Objective(student, config, self._loss_context(student)).to(device)
+        self.model = world.wrap(self.objective) if world.wrap else self.objective
+        trained = [p for p in self.objective.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
+        per_epoch = recipe.epoch_size or len(data.train)
+        self.steps_per_epoch = max(1, round(per_epoch / recipe.batch_size))
+        self.num_steps = self.steps_per_epoch * recipe.epochs
+        self.epoch = 0
+        self.seconds = 0.0
+        self.last_loss = math.nan
+        self.last_accuracy = math.nan
+
+    def _loss_context(self, student: students.Student) -> LossContext:
+        targets = self.data.targets
+        width = targets.embedding_NVT.shape[-1] if targets else 0
+
+        def pool() -> torch.Tensor:
+            assert targets is not None
+            return targets.embedding_NVT[:, 0].float()
+
+        return LossContext(
+            student_dim=student.embedding_dim,
+            teacher_dim=width,
+            num_classes=len(self.data.class_names),
+            num_samples=len(self.data.train),
+            teacher_embeddings=pool,
+        )
+
+    def run_epoch(self) -> None:
+        """One epoch of steps; raises TrialFailed when the loss is not finite."""
+        recipe = self.config.train
+        self.model.train()
+        autocast = (
+            torch.autocast(self.device.type, dtype=torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+        )
+        first = self.epoch * self.steps_per_epoch
+        total = torch.zeros((), device=self.device)
+        for step in range(first, first + self.steps_per_epoch):
+            factor = learning_rate_factor(step, self.num_steps, recipe.warmup, recipe.schedule)
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.lr * factor
+            with autocast:
+                loss = self.model(self.stream.batch(step * recipe.batch_size))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        self.epoch += 1
+        self.last_loss = float(total) / self.steps_per_epoch
+        if not math.isfinite(self.last_loss):
+            raise TrialFailed(f"the loss became {self.last_loss} in epoch {self.epoch} of {recipe.epochs}")
+
+    def state_bytes(self) -> bytes:
+        """Everything that a restarted worker needs to go on exactly here."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "seconds": self.seconds,
+                "loss": self.last_loss,
+                "accuracy": self.last_accuracy,
+                "rng": torch.get_rng_state(),
+                "cuda_rng": cuda,
+            },
+            buffer,
+        )
+        return buffer.getvalue()
+
+    def load_state(self, state: bytes) -> None:
+        """Take up the state that `state_bytes` gave."""
+        saved = torch.load(io.BytesIO(state), map_location=self.device, weights_only=True)
+        self.objective.load_state_dict(saved["objective"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.epoch, self.seconds = saved["epoch"], saved["seconds"]
+        self.last_loss, self.last_accuracy = saved["loss"], saved["accuracy"]
+        torch.set_rng_state(saved["rng"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.device)
+
+    def synchronised(self) -> float:
+        """Seconds on the clock once the device has finished its queue."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def report(self) -> EpochReport:
+        """The state after the epoch that was just run."""
+        return EpochReport(self.epoch, self.config.train.epochs, self.last_accuracy, self.last_loss, self.seconds)
+
+
+def fit(
+    config: TrialConfig,
+    data: TrialData,
+    *,
+    seed: int,
+    device: torch.device,
+    report: Callable[[EpochReport], bool],
+    slot: Slot,
+    world: World | None = None,
+    with_test: bool = False,
+    keep_model: bool = True,
+) -> Outcome:
+    """Train one student, from its checkpoint where there is one.
+
+    Args:
+        config: a resolved point of the space.
+        report: told after each epoch; False asks the loop to stop.
+        slot: where checkpoints go; saved after an epoch when that costs little.
+        with_test: evaluate the finished student once on the test split (finalists only).
+
+    Raises:
+        TrialFailed: the loss is not finite.
+    """
+    world = world or World()
+    trainer = Trainer(config, data, seed=seed, device=device, world=world)
+    val = data.val.to(device)
+    saved = slot.load()
+    if saved is not None:
+        trainer.load_state(saved)
+    state, saved_at, save_cost = "completed", time.perf_counter(), 0.0
+    while trainer.epoch < config.train.epochs:
+        started = trainer.synchronised()
+        trainer.run_epoch()
+        trainer.last_accuracy = accuracy(trainer.student, val)
+        trainer.seconds += (trainer.synchronised() - started) * world.num_ranks
+        going_on = report(trainer.report())
+        if not going_on and trainer.epoch < config.train.epochs:
+            state = "stopped"
+            break
+        since = time.perf_counter() - saved_at
+        due = since >= max(CHECKPOINT_INTERVAL_S, save_cost / CHECKPOINT_SHARE)
+        if due and world.rank == 0 and trainer.epoch < config.train.epochs:
+            began = time.perf_counter()
+            slot.save(trainer.state_bytes())
+            saved_at = time.perf_counter()
+            save_cost = saved_at - began
+    test = accuracy(trainer.student, data.test.to(device)) if with_test and data.test is not None else None
+    exported = students.export(trainer.student, data.class_names) if keep_model and world.rank == 0 else {}
+    return Outcome(
+        state=state,
+        epochs=trainer.epoch,
+        accuracy_val=trainer.last_accuracy,
+        accuracy_test=test,
+        train_seconds=trainer.seconds,
+        params=trainer.student.num_parameters,
+        model=exported,
+    )
+
+
+__all__ = ["EpochReport", "Objective", "Outcome", "Slot", "Trainer", "TrialFailed", "World", "fit", "losses"]

@@ -1,0 +1,183 @@
+"""Views: the crops and flips under which a teacher's outputs are cached and a student is trained.
+
+A view is stored as parameters relative to the image, `(top, left, height, width, flip)`, never as a seed of a library's
+generator: those streams change with the library's version, and teacher and student must see the very same pixels. The
+parameters come from a counter-based generator: a value depends on (seed, sample key, view number) and on nothing else,
+so that any view of any sample can be drawn, in any order, on any machine.
+
+View 0 is canonical (the whole image, no flip); the crops follow the law of torchvision's `RandomResizedCrop`
+(Szegedy et al. 2015, arXiv 1409.4842, section 6). Consistent views of teacher and student: Beyer et al. 2022,
+arXiv 2106.05237.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, field_validator
+
+from sweeper.registry import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+CANONICAL = (0.0, 0.0, 1.0, 1.0, 0.0)
+CROP_ATTEMPTS = 10  # as in torchvision: then the largest centred crop of an allowed ratio
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+# Draw numbers within one view; attempt `a` of a crop uses _CROP + 2a and _CROP + 2a + 1.
+_TOP, _LEFT, _FLIP, _CROP = 0, 1, 2, 16
+
+
+class ViewConfig(Settings):
+    """How many views of each image are cached, and the law they are drawn from.
+
+    `per_image` counts the canonical view; `crop_scale` bounds the crop's share of the image's area, `crop_ratio` its
+    width over height; `flip` mirrors every other view at random.
+    """
+
+    per_image: Annotated[int, Field(ge=1)] = 8
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = False
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _scale_in_unit(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"needs 0 < low <= high <= 1, as shares of the image's area; got {list(value)}")
+        return value
+
+    @field_validator("crop_ratio")
+    @classmethod
+    def _ratio_is_ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] < float("inf"):
+            raise ValueError(f"needs 0 < low <= high, as width over height; got {list(value)}")
+        return value
+
+
+def sample_key(sample_id: str) -> int:
+    """The 64-bit key of a sample: blake2b of its id, so that it does not depend on the sample's place in a list."""
+    return int.from_bytes(hashlib.blake2b(sample_id.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def counter_uniform(seed: int, *counters: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Uniforms in [0, 1) that are a pure function of (seed, counters), with 53 random bits.
+
+    The state starts as the seed's hash; each counter is added by exclusive-or and hashed again with splitmix64 (Steele,
+    Lea and Flood 2014, "Fast splittable pseudorandom number generators"). Every step is a bijection of 64 bits, so that
+    two keys that differ never share a stream by their low bits.
+
+    Args:
+        counters: integers or integer arrays that broadcast; taken modulo 2**64.
+    """
+    state: npt.NDArray[np.uint64] = _splitmix64(np.asarray(seed % 2**64, dtype=np.uint64))
+    for counter in counters:
+        state = _splitmix64(state ^ _as_uint64(counter))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draw_views(
+    config: ViewConfig, seed: int, sample_keys: npt.NDArray[np.uint64], views: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Parameters of the named views of the given samples.
+
+    Args:
+        sample_keys: shape [N], from `sample_key`.
+        views: view numbers, shape [N] (one a sample) or [N, V]; any number >= 0, also beyond `per_image`.
+
+    Returns:
+        float32 of shape `views.shape + (5,)`: top, left, height, width as shares of the image, and flip as 0 or 1.
+
+    Raises:
+        ValueError: the shapes do not fit, or a view number is negative.
+    """
+    keys, numbers = np.asarray(sample_keys, dtype=np.uint64), np.asarray(views)
+    if numbers.ndim not in (1, 2) or keys.shape != numbers.shape[:1]:
+        raise ValueError(f"needs keys [N] and views [N] or [N, V]; got {keys.shape} and {numbers.shape}")
+    if numbers.size and int(numbers.min()) < 0:
+        raise ValueError(f"view numbers start at 0; got {int(numbers.min())}")
+    shape = numbers.shape
+    keys = np.broadcast_to(keys.reshape(keys.shape + (1,) * (numbers.ndim - 1)), shape).ravel()
+    numbers = numbers.ravel()
+
+    height, width = _crop_sizes(config, seed, keys, numbers)
+    out = np.empty((keys.size, 5), dtype=np.float32)
+    out[:, 0] = counter_uniform(seed, keys, numbers, _TOP) * (1 - height)
+    out[:, 1] = counter_uniform(seed, keys, numbers, _LEFT) * (1 - width)
+    out[:, 2], out[:, 3] = height, width
+    out[:, 4] = counter_uniform(seed, keys, numbers, _FLIP) < 0.5 if config.flip else 0.0
+    out[numbers == 0] = CANONICAL
+    return out.reshape((*shape, 5))
+
+
+def apply_views(images_BCHW: torch.Tensor, views_B5: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut one view out of each image and resize it to `size` x `size`, on the images' device.
+
+    `roi_align` with aligned corners averages as many bilinear samples a pixel as the crop is larger than the output,
+    so that shrinking is antialiased; the whole image at its own size comes back bit by bit.
+
+    Args:
+        images_BCHW: uint8, or floats in [0, 1].
+        views_B5: from `draw_views`, on any device.
+
+    Returns:
+        float32 [B, C, size, size] in [0, 1].
+    """
+    import torch
+    from torchvision.ops import roi_align
+
+    pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
+    views = views_B5.to(device=pixels.device, dtype=torch.float32)
+    image_height, image_width = pixels.shape[-2:]
+    top, left, height, width, flip = views.unbind(dim=1)
+    rows = torch.arange(len(views), device=pixels.device, dtype=torch.float32)
+    edges = (left * image_width, top * image_height, (left + width) * image_width, (top + height) * image_height)
+    boxes_B5 = torch.stack([rows, *edges], dim=1)
+    crops: torch.Tensor = roi_align(pixels, boxes_B5, output_size=size, sampling_ratio=-1, aligned=True)
+    return torch.where(flip.bool()[:, None, None, None], crops.flip(-1), crops).clamp_(0, 1)
+
+
+def _crop_sizes(
+    config: ViewConfig, seed: int, keys: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Heights and widths: area uniform, log ratio uniform, drawn again while the crop sticks out of the image."""
+    (scale_low, scale_high), (ratio_low, ratio_high) = config.crop_scale, config.crop_ratio
+    log_low, log_high = np.log(ratio_low), np.log(ratio_high)
+    # What is left after all attempts: the largest centred crop whose ratio is the allowed one nearest to the image's.
+    nearest = min(max(1.0, ratio_low), ratio_high)
+    height = np.full(keys.shape, min(1.0, 1 / nearest))
+    width = np.full(keys.shape, min(1.0, nearest))
+    pending = np.arange(keys.size)
+    for attempt in range(CROP_ATTEMPTS):
+        at = keys[pending], numbers[pending]
+        area = scale_low + counter_uniform(seed, *at, _CROP + 2 * attempt) * (scale_high - scale_low)
+        ratio = np.exp(log_low + counter_uniform(seed, *at, _CROP + 2 * attempt + 1) * (log_high - log_low))
+        tall, wide = np.sqrt(area / ratio), np.sqrt(area * ratio)
+        fits = (tall <= 1) & (wide <= 1)
+        height[pending[fits]], width[pending[fits]] = tall[fits], wide[fits]
+        pending = pending[~fits]
+        if not pending.size:
+            break
+    return height, width
+
+
+def _as_uint64(value: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    if isinstance(value, int):
+        return np.asarray(value % 2**64, dtype=np.uint64)
+    return np.asarray(value).astype(np.uint64)
+
+
+def _splitmix64(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """One step of splitmix64 from the given state, elementwise; arithmetic is modulo 2**64 on purpose."""
+    with np.errstate(over="ignore"):
+        mixed: Any = value + _GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * _MULTIPLIER_1
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _MULTIPLIER_2
+        result: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return result
