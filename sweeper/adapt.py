@@ -103,7 +103,7 @@ def fine_tune(teacher: Any, split: ImageSplit, keys_N: np.ndarray, config: ViewC
         images_BCHW = views.apply_views(split.images_BCHW[index].to(device), boxes_B5.to(device), teacher.input_size)
         loss = F.cross_entropy(teacher(images_BCHW).logits_BK, split.labels_B[index].to(device))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     teacher.requires_grad_(False).eval()
 

@@ -47,7 +47,8 @@ def build(plan: Plan, store: Store, stage: StageView) -> dict[str, Record]:
     records = {item.key: store.get(item.key) for item in plan.artifacts()}
     absent = [item for item in plan.artifacts() if records[item.key] is None]
     if absent:
-        raise RunFailed(f"{absent[0].kind} {absent[0].name!r} was built and is not in {store.uri}; does something delete it?")
+        one = absent[0]
+        raise RunFailed(f"{one.kind} {one.name!r} was built and is not in {store.uri}; does something delete it?")
     return {key: record for key, record in records.items() if record is not None}
 
 

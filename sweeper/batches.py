@@ -5,7 +5,8 @@ V stored views; with a teacher, the pass number decides which stored view (and s
 without one a fresh view is drawn for each pass by the same counter-based generator, since nothing ties it to a cache.
 Order and views depend only on (seed, position), so that a resumed trial reads what an undisturbed one would have read.
 
-Shape letters: N samples, V stored views (view 0 is canonical), B batch, C channels, H W pixels, K classes, T teacher width.
+Shape letters: N samples, V stored views (view 0 is canonical), B batch, C channels, H W pixels, K classes, T teacher
+width.
 """
 
 from __future__ import annotations
@@ -180,7 +181,9 @@ class DataCache:
     def _targets(self, refs: DataRefs, ids: Sequence[Sequence[str]]) -> Targets | None:
         if not refs.targets:
             return None
-        parts = [_stored_targets(self.table(key), part) for key, part in zip(refs.targets, ids, strict=True) if len(part)]
+        parts = [
+            _stored_targets(self.table(key), part) for key, part in zip(refs.targets, ids, strict=True) if len(part)
+        ]
         return Targets(
             np.concatenate([p.views_NV5 for p in parts]),
             torch.cat([p.logits_NVK for p in parts]),
@@ -191,8 +194,9 @@ class DataCache:
 class BatchStream:
     """Endless, seekable stream of training batches on a device.
 
-    Position p (in samples) belongs to pass p // N; each pass is a permutation seeded by (seed, pass). In pass q, sample i
-    shows stored view 1 + (q + key_i) % (V - 1), so that neighbours in a batch are not all at the same view number.
+    Position p (in samples) belongs to pass p // N; each pass is a permutation seeded by (seed, pass). In pass q,
+    sample i shows stored view 1 + (q + key_i) % (V - 1), so that neighbours in a batch are not all at the same view
+    number.
 
     Args:
         data: a trial's data, on the CPU; it is moved to `device` once.

@@ -12,7 +12,7 @@ from sweeper import __version__
 from sweeper.errors import SweeperError
 
 if TYPE_CHECKING:
-    from sweeper.run import Options
+    from sweeper.prepared import Options
 
 INTERRUPTED = 130
 
@@ -69,7 +69,7 @@ def _space_options(command: Any) -> Any:
 
 
 def _options(results: str, store: str, address: str | None = None) -> Options:
-    from sweeper.run import Options
+    from sweeper.prepared import Options
 
     return Options(results=results, store=store, address=address)
 
@@ -78,14 +78,14 @@ def _options(results: str, store: str, address: str | None = None) -> Options:
 @_space_options
 def plan(space: Path, overrides: tuple[str, ...], results: str, store: str, quiet: bool) -> None:
     """What would be built and trained, and what it would cost. Builds nothing."""
-    from sweeper import run as runs
     from sweeper import spacefile
     from sweeper.console import Console
     from sweeper.forecast import forecast
+    from sweeper.prepared import header, prepare
 
-    prepared = runs.prepare(spacefile.load(space, overrides), _options(results, store))
+    prepared = prepare(spacefile.load(space, overrides), _options(results, store))
     expected = forecast(prepared.plan, prepared.space.space, prepared.store)
-    Console(quiet=quiet).header(runs.header(prepared, expected))
+    Console(quiet=quiet).header(header(prepared, expected))
 
 
 @main.command()
@@ -139,7 +139,9 @@ def compare(first: str, second: str, results: str) -> None:
     console = Console()
     found = archive.compare(archive.find_run(results, first), archive.find_run(results, second))
     for run_folder, front, mean in zip(found.runs, found.fronts, found.mean_accuracy, strict=True):
-        console.message(f"{run_folder.label}: mean accuracy {mean:.4f} over budgets up to {found.reference_hours:.4g} h")
+        console.message(
+            f"{run_folder.label}: mean accuracy {mean:.4f} over budgets up to {found.reference_hours:.4g} h"
+        )
         console.table(front)
     for path, left, right in found.differences:
         console.message(f"{path}: {left} | {right}")

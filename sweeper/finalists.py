@@ -1,4 +1,5 @@
-"""The front again, with several seeds, evaluated once each on the untouched test split, and the arms of the method's claim.
+"""The front again, with several seeds, evaluated once each on the untouched test split, and the arms of the method's
+claim.
 
 Configurations are chosen on validation alone. Each training is written down when it ends, so that a run that is killed
 goes on with what is missing. The arms keep the student and the recipe of the best finalist that has a teacher and
@@ -17,7 +18,7 @@ from typing import Any
 import ray
 
 from sweeper import pareto
-from sweeper.config import NO_TEACHER, LossSection, SyntheticUse, TrialConfig
+from sweeper.config import NO_TEACHER, Direction, LossSection, Objective, SyntheticUse, TrialConfig
 from sweeper.errors import RunFailed
 from sweeper.files import write_atomically
 from sweeper.fingerprint import fingerprint
@@ -43,7 +44,7 @@ class Entry:
     config: TrialConfig
 
 
-def on_front(candidates: Sequence[Candidate], objectives: Mapping[str, str]) -> list[bool]:
+def on_front(candidates: Sequence[Candidate], objectives: Mapping[Objective, Direction]) -> list[bool]:
     """Which candidates no other one dominates in the searched objectives."""
     if not candidates:
         return []
@@ -52,7 +53,7 @@ def on_front(candidates: Sequence[Candidate], objectives: Mapping[str, str]) -> 
     return [bool(x) for x in pareto.front(points, [objectives[name] == "max" for name in objectives])]
 
 
-def select(candidates: Sequence[Candidate], objectives: Mapping[str, str], count: int) -> list[Entry]:
+def select(candidates: Sequence[Candidate], objectives: Mapping[Objective, Direction], count: int) -> list[Entry]:
     """The `count` most accurate configurations of the front; equal configurations count once."""
     front = [c for c, is_on in zip(candidates, on_front(candidates, objectives), strict=True) if is_on]
     chosen: dict[str, Entry] = {}

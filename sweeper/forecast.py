@@ -1,15 +1,13 @@
 """What a sweep should cost before it starts: floating-point operations of its models, divided by a stated rate.
 
-Operations are counted by torch on the `meta` device, so that nothing is built and no weight is read. The rate is what small
-models reach on a slot; where the store knows how long the same kind of stage took, that is used instead.
+Operations are counted by torch on the `meta` device, so that nothing is built and no weight is read. The rate is what
+small models reach on a slot; where the store knows how long the same kind of stage took, that is used instead.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from sweeper.config import NO_TEACHER, TrialConfig
 from sweeper.plan import Plan
 from sweeper.space import Space
 from sweeper.store import Store

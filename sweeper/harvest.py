@@ -62,9 +62,7 @@ def _common(config: TrialConfig, params: int, device: str) -> dict[str, Any]:
     }
 
 
-def write(
-    folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: Study, finals: Sequence[Final]
-) -> None:
+def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: Study, finals: Sequence[Final]) -> None:
     """Write every file of the results; the marker of a finished run comes last."""
     device = device_of(records.values())
     trials = book.trials()

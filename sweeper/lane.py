@@ -1,10 +1,10 @@
 """Lanes: long-lived Ray Train runs that take one trial after another. The only seam between Ray Train and the loop.
 
-A `TorchTrainer` per trial pays 12 to 28 s of start-up each time (measured, `benchmarks/turnaround.py`); a lane pays once.
-Its worker loop asks the mailbox for a job, trains it with `train.fit`, and asks again. Ray Train's own failure policy
-restarts a worker group that died, and the mailbox hands it the job it held. A trial that fails (an exception, NaN, a full
-GPU) is reported as failed and the lane stays warm. Lanes end cooperatively: a Train run that is stopped from outside keeps
-its placement group for as long as the State API does not answer.
+A `TorchTrainer` per trial pays 12 to 28 s of start-up each time (measured, `benchmarks/turnaround.py`); a lane pays
+once. Its worker loop asks the mailbox for a job, trains it with `train.fit`, and asks again. Ray Train's own failure
+policy restarts a worker group that died, and the mailbox hands it the job it held. A trial that fails (an exception,
+NaN, a full GPU) is reported as failed and the lane stays warm. Lanes end cooperatively: a Train run that is stopped
+from outside keeps its placement group for as long as the State API does not answer.
 """
 
 from __future__ import annotations
@@ -75,9 +75,15 @@ def _broadcast(value: Any, num_ranks: int) -> Any:
     return box[0]
 
 
+def _data_parallel(model: Any) -> Any:
+    """DDP; without cross-entropy and KL the classifier has no gradient, which DDP must be told."""
+    from ray.train.torch import prepare_model
+
+    return prepare_model(model, parallel_strategy_kwargs={"find_unused_parameters": True})
+
+
 def _run_job(job_id: str, job: Job, *, cache: DataCache, device: torch.device, mailbox: Any, lane: str) -> Message:
     """Train one job on this rank; returns what `Mailbox.finish` is told."""
-    import ray.train.torch as ray_torch
     from ray.train import get_context
 
     from sweeper import train
@@ -107,7 +113,7 @@ def _run_job(job_id: str, job: Job, *, cache: DataCache, device: torch.device, m
         device=device,
         report=report,
         slot=MailboxSlot(mailbox, job_id),
-        world=train.World(rank, num_ranks, ray_torch.prepare_model if num_ranks > 1 else None),
+        world=train.World(rank, num_ranks, _data_parallel if num_ranks > 1 else None),
         with_test=job.final,
         keep_model=job.final,
     )
@@ -204,7 +210,6 @@ class LanePool:
 
     def start(self) -> None:
         """Launch the lanes; they come up in the background."""
-        import ray.train.torch  # two threads that import it at once would each see half of it
 
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -248,7 +253,7 @@ class LanePool:
             raise RunFailed(f"no lane is left; the last one ended with {reason_of(self.errors[-1])}")
 
     def close(self, abort: bool = False) -> None:
-        """Let the lanes end and wait for them; `abort` leaves running jobs at their next epoch, with their checkpoints."""
+        """Let the lanes end and wait; `abort` leaves running jobs at their next epoch, with their checkpoints."""
         ray.get(self.mailbox.close.remote(abort))
         for thread in self.threads:
             thread.join(timeout=CLOSE_TIMEOUT_S)

@@ -1,7 +1,7 @@
 """The mailbox between those who want trials trained and the lanes that train them: plain asyncio state, no Ray.
 
-`lane.py` runs one `Mailbox` as a Ray actor on the driver's node. Jobs wait in a queue; a lane takes one, reports after each
-epoch, and finishes it. A lane that comes back after its worker died is given the job that it held, with its last
+`lane.py` runs one `Mailbox` as a Ray actor on the driver's node. Jobs wait in a queue; a lane takes one, reports after
+each epoch, and finishes it. A lane that comes back after its worker died is given the job that it held, with its last
 checkpoint, so that a death costs the epochs since then; a job that keeps killing its worker is failed.
 """
 

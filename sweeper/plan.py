@@ -162,9 +162,7 @@ def _ranges(config: SweepConfig, source: str, index: DatasetIndex, wanted: int, 
     found = [record.spec for record in store.find("synthetic", base=base["base"])]
     while start < need:
         stop = max((spec["stop"] for spec in found if spec["start"] == start), default=need)
-        yield artifact(
-            "synthetic", {**base, "start": start, "stop": stop}, source, (stop - start) * num_classes
-        )
+        yield artifact("synthetic", {**base, "start": start, "stop": stop}, source, (stop - start) * num_classes)
         start = stop
 
 

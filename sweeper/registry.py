@@ -50,9 +50,8 @@ def load(family: str, kind: str) -> ModuleType:
     if kind not in known:
         near = difflib.get_close_matches(str(kind), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"{kind!r} is not a kind of {family}{hint} (allowed: {', '.join(known)}; `sweeper kinds {family}` lists them)"
-        )
+        allowed = f"allowed: {', '.join(known)}; `sweeper kinds {family}` lists them"
+        raise InputError(f"{kind!r} is not a kind of {family}{hint} ({allowed})")
     return importlib.import_module(f"sweeper.{family}.{kind}")
 
 

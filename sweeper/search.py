@@ -1,8 +1,8 @@
 """The search: Ray Tune asks the study for trials, and lanes train them. The only seam between Tune, Optuna and lanes.
 
-A Tune trial is a small `Trainable` that waits for messages about its job; the training itself happens on a lane, so that
-neither a trial's start nor its end costs a process. One job more than there are lanes is always proposed, so that a lane
-that finishes finds the next job waiting.
+A Tune trial is a small `Trainable` that waits for messages about its job; the training itself happens on a lane, so
+that neither a trial's start nor its end costs a process. One job more than there are lanes is always proposed, so that
+a lane that finishes finds the next job waiting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sweeper.study import Study, spent_seconds
 TRAINABLE_BYTES = 16 * 2**20  # a Tune trial only waits: it holds no CPU, so that lanes can have all of them
 
 
-class LaneTrial(tune.Trainable):
+class LaneTrial(tune.Trainable):  # type: ignore[misc]
     """A trial as Tune sees it: each `step` is the next message about its job."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def job_id(number: int) -> str:
     return f"trial-{number:05d}"
 
 
-class StudySearcher(Searcher):
+class StudySearcher(Searcher):  # type: ignore[misc]
     """Tune's searcher over a `Study`: proposes, hands jobs to the mailbox, and writes down how they end.
 
     All of Optuna's work happens on Tune's own thread, in the order in which jobs end.
@@ -163,7 +163,7 @@ class StudySearcher(Searcher):
         return {"trial": number, "config": config, "cost": cost, "accuracy_val": outcome["accuracy_val"]}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher for `Tuner.restore`, which is not used: the study's journal is what a run goes on from."""
+        """Tune pickles its searcher for `Tuner.restore`, which is not used: a run goes on from the study's journal."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:

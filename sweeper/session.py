@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
 from sweeper.errors import InputError, SweeperError
+
+logger = logging.getLogger("sweeper.ray")
 
 # Workers inherit these; a lane's threads are set by its CPUs.
 WORKER_ENVIRONMENT = {
@@ -49,6 +52,8 @@ def session(address: str | None = None) -> Iterator[None]:
     for name, value in {**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray prints messages of its daemons (a worker died, many were started) whatever `log_to_driver` says.
+    ray_worker.print_to_stdstream = lambda data, **kwargs: logger.debug("%s", data["lines"])
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -57,7 +62,9 @@ def session(address: str | None = None) -> Iterator[None]:
             ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         where = f"--address {address}" if address else "this machine"
-        raise InputError(f"{where}: Ray could not be reached or started: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(
+            f"{where}: Ray could not be reached or started: {' '.join(str(error).split())[:300]}"
+        ) from error
     if threading.current_thread() is threading.main_thread():  # a plain `kill` ends a run as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -12,9 +12,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.config import SearchConfig, TrialConfig
@@ -25,7 +26,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 STUDY_NAME = "sweep"
-DIRECTIONS = {"max": "maximize", "min": "minimize"}
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 EARLY_STOPPED = "early_stopped"
 
 
@@ -72,7 +73,7 @@ class Study:
     def __init__(self, journal: Path, config: SearchConfig, space: Space, seed: int) -> None:
         mend_tail(journal)
         Path(f"{journal}.lock").unlink(missing_ok=True)  # left by a killed driver; the run's own lock is held
-        backend = optuna.storages.journal.JournalFileBackend(str(journal))
+        backend = JournalFileBackend(str(journal))
         self.config, self.space, self.seed = config, space, seed
         self.objectives = list(config.objectives)
         self.study = optuna.create_study(

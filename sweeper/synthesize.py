@@ -1,8 +1,8 @@
 """The synthetic-images stage: a generator draws images of the dataset's classes, sharded by image.
 
-Image `index` of class `label` is drawn from a seed that depends on (sweep seed, label, index) alone: it comes out the same
-however the work is sharded, and asking for more images later makes only the new ones, as an artifact of its own that
-holds the indices [start, stop) of every class.
+Image `index` of class `label` is drawn from a seed that depends on (sweep seed, label, index) alone: it comes out the
+same however the work is sharded, and asking for more images later makes only the new ones, as an artifact of its own
+that holds the indices [start, stop) of every class.
 """
 
 from __future__ import annotations

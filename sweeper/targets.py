@@ -1,8 +1,8 @@
 """The targets stage: every teacher's logits and embeddings for every image and view, in one pass that decodes once.
 
 Rows are keyed by (sample_id, view) and hold the view's box, so that the student replays the very view whose target it
-reads (Beyer et al. 2022: a consistent teacher; a wrong flip alone costs a feature a cosine of 0.87). All teachers of a pass
-sit in the same worker and write the columns of one file; each teacher's artifact names its own columns of it.
+reads (Beyer et al. 2022: a consistent teacher; a wrong flip alone costs a feature a cosine of 0.87). All teachers of a
+pass sit in the same worker and write the columns of one file; each teacher's artifact names its own columns of it.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ class TargetsWorker:
         if self.device.type == "cpu":
             torch.set_num_threads(1)
         self.teachers: dict[str, Any] = {
-            ref.name: adapt.load_teacher(store, ref.adapt_key, ref.config, spec.class_names).to(self.device)  # type: ignore[attr-defined]
-            for ref in spec.teachers
+            ref.name: adapt.load_teacher(store, ref.adapt_key, ref.config, spec.class_names) for ref in spec.teachers
         }
+        for teacher in self.teachers.values():
+            teacher.to(self.device)
         self._images: tuple[str, pa.Table, int] = ("", pa.table({}), 0)
 
     def _rows_of(self, key: str) -> tuple[pa.Table, int]:
@@ -157,7 +158,9 @@ def verify(store: Store, prefix: str, ids: Sequence[str], spec: PassSpec) -> Non
     keys = set(zip(table["sample_id"].to_pylist(), table["view"].to_pylist(), strict=True))
     expected = len(ids) * spec.views.per_image
     if len(table) != expected or len(keys) != expected:
-        raise RunFailed(f"targets: {len(keys)} of {expected} (sample, view) rows were written, {len(table)} rows in all")
+        raise RunFailed(
+            f"targets: {len(keys)} of {expected} (sample, view) rows were written, {len(table)} rows in all"
+        )
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

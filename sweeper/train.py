@@ -1,8 +1,8 @@
 """The training loop of a student: plain torch, one trial from its first step to its outcome.
 
-It knows neither Ray nor Optuna: it reports to a callable that answers whether to go on, and keeps its state in a slot that
-can load and save bytes. The loss is L = ce CE(logits_S, y) + kl L_KL + w L_embedding (METHOD section 1); the teacher's
-side comes ready from `batches`, for the very view that the student sees.
+It knows neither Ray nor Optuna: it reports to a callable that answers whether to go on, and keeps its state in a slot
+that can load and save bytes. The loss is L = ce CE(logits_S, y) + kl L_KL + w L_embedding (METHOD section 1); the
+teacher's side comes ready from `batches`, for the very view that the student sees.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sweeper import losses, registry
+from sweeper import registry
 from sweeper import student as students
 from sweeper.batches import Batch, BatchStream, TrialData
 from sweeper.config import TrialConfig
@@ -50,7 +50,7 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. `model` holds the exported files (`config.json`, `model.safetensors`) where they were asked for."""
+    """How a trial ended. `model` holds the exported files (config.json, model.safetensors) if they were asked for."""
 
     state: str  # completed | stopped
     epochs: int
@@ -106,7 +106,7 @@ class Objective(nn.Module):
             index_B=batch.index_B,
             hard_B=batch.hard_B,
         )
-        total = out.logits_BK.new_zeros((), dtype=torch.float32)
+        total: torch.Tensor = out.logits_BK.new_zeros((), dtype=torch.float32)
         if self.config.ce > 0:
             ce_B = F.cross_entropy(out.logits_BK.float(), batch.labels_B, reduction="none")
             hard_B = batch.hard_B.to(ce_B.dtype)
@@ -128,7 +128,7 @@ def learning_rate_factor(step: int, num_steps: int, warmup: float, schedule: str
 
 
 class Trainer:
-    """State of one trial: model, optimiser, progress. `fit` drives it; `state_bytes`/`load_state` carry it over a restart."""
+    """State of one trial: model, optimiser, progress. `fit` drives it; its state can be carried over a restart."""
 
     def __init__(self, config: TrialConfig, data: TrialData, *, seed: int, device: torch.device, world: World) -> None:
         torch.manual_seed(seed)
@@ -261,8 +261,10 @@ def fit(
         TrialFailed: the loss is not finite.
     """
     world = world or World()
+    entered = time.perf_counter()
     trainer = Trainer(config, data, seed=seed, device=device, world=world)
     val = data.val.to(device)
+    trainer.seconds = (trainer.synchronised() - entered) * world.num_ranks  # making a model holds the device too
     saved = slot.load()
     if saved is not None:
         trainer.load_state(saved)
@@ -294,6 +296,3 @@ def fit(
         params=trainer.student.num_parameters,
         model=exported,
     )
-
-
-__all__ = ["EpochReport", "Objective", "Outcome", "Slot", "Trainer", "TrialFailed", "World", "fit", "losses"]

@@ -19,7 +19,7 @@ FAMILIES = {"datasets", "teachers", "generators", "losses", "schedulers"}
 # From the top down: a module imports from its own layer and from those below it. A folder stands for all in it.
 LAYERS: tuple[set[str], ...] = (
     {"cli", "zoo.make", "zoo._classifiers", "zoo._diffusion"},  # zoo.make is a script of its own
-    {"run", "artifacts", "harvest", "session"},
+    {"run", "sweep", "prepared", "artifacts", "harvest", "session"},
     {"search", "study", "results", "archive", "report", "rows", "provenance"},
     {"lane", "mailbox", "finalists"},
     {"train"},

@@ -6,6 +6,7 @@ shears and shifts on top, which 1,000 images of 8x8 pixels need.
 
 from __future__ import annotations
 
+import json
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -17,14 +18,19 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
 from torch.nn import functional as F
 
 from sweeper.datasets import digits
 from sweeper.views import ViewConfig, apply_views, draw_views
 
 IMAGE_SIZE = 32
-PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "input_size": (3, IMAGE_SIZE, IMAGE_SIZE)}
+PREPROCESSING = {
+    "input_size": (3, IMAGE_SIZE, IMAGE_SIZE),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "cnn": {
         "model": "resnet10t",
@@ -59,7 +65,6 @@ def train(name: str, seed: int) -> torch.nn.Module:
     pool, targets = digits.foundation()
     images_NCHW, labels_N = to_tensor(pool), torch.from_numpy(targets)
     model = timm.create_model(recipe["model"], num_classes=10, **recipe["model_args"])
-    model.pretrained_cfg.update(PIXELS)
     average: torch.nn.Module = deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["lr"], weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step / recipe["steps"]))
@@ -113,12 +118,24 @@ def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: floa
                 mean.copy_(value)
 
 
-def save(model: torch.nn.Module, name: str, folder: Path) -> None:
-    """timm's local-dir format, weights in fp16."""
+def save(model: Any, name: str, folder: Path) -> None:
+    """timm's local-dir format, weights in fp16. The config keeps nothing of timm's own weights of that architecture."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    save_config_for_hf(model, str(folder / "config.json"), model_args=MODELS[name]["model_args"])
+    config = {
+        "architecture": MODELS[name]["model"],
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": MODELS[name]["model_args"],
+        "pretrained_cfg": {
+            **PREPROCESSING,
+            "num_classes": model.num_classes,
+            "first_conv": model.pretrained_cfg["first_conv"],
+            "classifier": model.pretrained_cfg["classifier"],
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _warm_cosine(done: float) -> float:

@@ -1,0 +1,86 @@
+"""A space made ready: its data listed, its artifacts planned, its run named. Builds, starts and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper import registry, spacefile
+from sweeper.config import TrialConfig
+from sweeper.datasets import DatasetIndex
+from sweeper.fingerprint import fingerprint
+from sweeper.forecast import Forecast
+from sweeper.plan import Plan, make_plan
+from sweeper.results import RunFolder
+from sweeper.spacefile import SpaceFile
+from sweeper.store import Store
+
+RUN_ID_LENGTH = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where a run works; nothing here changes a result."""
+
+    results: str = "results"
+    store: str = ".sweeper/store"
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A space that was read, its data listed and its artifacts planned."""
+
+    space: SpaceFile
+    plan: Plan
+    store: Store
+    folder: RunFolder
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs of any trial of the space."""
+        return max(TrialConfig.model_validate(corner).train.epochs for corner in self.space.space.corners())
+
+
+def prepare(space: SpaceFile, options: Options) -> Prepared:
+    """List the dataset and plan. Builds nothing, starts nothing, writes nothing.
+
+    Raises:
+        InputError: the dataset can not be read.
+    """
+    config = space.config
+    dataset: Any = config.dataset
+    index: DatasetIndex = registry.load("datasets", dataset.kind).index(dataset, config.seed)
+    store = Store(options.store)
+    identity = {"space": spacefile.identity(config), "data": index.content}
+    run_id = fingerprint(identity)[:RUN_ID_LENGTH]
+    folder = RunFolder(Path(options.results) / config.name / run_id)
+    return Prepared(space, make_plan(config, space.space, index, store), store, folder)
+
+
+def header(prepared: Prepared, expected: Forecast) -> list[str]:
+    """What is asked, what there is, what will be built and what that should cost."""
+    plan, config = prepared.plan, prepared.plan.config
+    counts = plan.index.split_counts()
+    missing = {item.key for item in plan.missing(prepared.store)}
+    lines = [
+        f"sweeper {config.name}/{prepared.folder.run_id}",
+        f"  data       {counts['train']} train, {counts['val']} val, {counts['test']} test images, "
+        f"{len(plan.index.class_names)} classes",
+    ]
+    for kind, title in (("adapt", "teachers"), ("synthetic", "synthetic"), ("targets", "targets")):
+        items = [item for item in plan.artifacts() if item.kind == kind]
+        if items:
+            built = sum(item.key not in missing for item in items)
+            units = sum(item.units for item in items)
+            what = {"adapt": ", ".join(item.name for item in items), "synthetic": f"{units:,} images"}.get(
+                kind, f"{units:,} views"
+            )
+            state = "cached" if built == len(items) else f"{built} of {len(items)} cached" if built else "to build"
+            lines.append(f"  {title:<10} {what} ({state})")
+    budget = [f"{config.search.trials} trials"] if config.search.trials else []
+    budget += [f"{config.search.gpu_hours:g} GPU-hours"] if config.search.gpu_hours else []
+    final = f"{config.finalists.count} finalists x {config.finalists.seeds} seeds"
+    lines.append(f"  search     {' or '.join(budget)}, {config.search.sampler}, then {final}")
+    return [*lines, *expected.lines()]
