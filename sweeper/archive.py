@@ -14,7 +14,8 @@ from typing import Any
 
 from sweeper import pareto, report
 from sweeper.errors import InputError
-from sweeper.results import RunFolder, pareto_texts, to_json, write_atomically
+from sweeper.files import write_atomically
+from sweeper.results import RunFolder, pareto_texts, to_json
 from sweeper.rows import Record
 
 FORMATS = ("csv", "parquet", "md", "tex", "html", "json", "png")

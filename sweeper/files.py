@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import time
 from pathlib import Path
 
 
+def part_path(folder: Path, name: str) -> Path:
+    """A hidden name beside `name` that no other process uses."""
+    return folder / f".{name}.{os.getpid()}-{time.monotonic_ns()}.part"
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` and put it in place; makes the folder."""
+    """Write a file whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    part = part_path(path.parent, path.name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        write_synced(part, data)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

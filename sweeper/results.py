@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sweeper import provenance, report, tables
+from sweeper.files import part_path, write_atomically, write_synced
 from sweeper.ledger import Charge
 from sweeper.rows import (
     CHARGE_TYPES,
@@ -44,7 +44,6 @@ __all__ = [
     "mean_and_std",
     "pareto_texts",
     "to_json",
-    "write_atomically",
 ]
 
 _COMPLETE = ("done.json", "space.yaml", "trials.parquet", "pareto.parquet")
@@ -141,12 +140,12 @@ class RunFolder:
         """models/<trial>/ with exactly these files; an earlier one is replaced as a whole."""
         models = self.path / "models"
         models.mkdir(parents=True, exist_ok=True)
-        staged, target = _part(models, str(trial)), models / str(trial)
+        staged, target = part_path(models, str(trial)), models / str(trial)
         staged.mkdir()
         for name, data in files.items():
-            _write_synced(staged / name, data)
+            write_synced(staged / name, data)
         if target.exists():
-            target.rename(_part(models, str(trial)))
+            target.rename(part_path(models, str(trial)))
         staged.rename(target)
         for leftover in models.glob(f".{trial}.*.part"):
             shutil.rmtree(leftover)
@@ -209,29 +208,6 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)
-
-
-def _part(folder: Path, name: str) -> Path:
-    return folder / f".{name}.{os.getpid()}-{time.monotonic_ns()}.part"
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path.parent, path.name)
-    try:
-        _write_synced(part, data)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def to_json(value: Any) -> bytes:
