@@ -55,7 +55,7 @@ def build(plan: Plan, store: Store, stage: StageView) -> dict[str, Record]:
 def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: StageView) -> None:
     """One task a teacher, side by side where the cluster has room."""
     task = ray.remote(num_cpus=1, num_gpus=gpus or None)(adapt.build)
-    with stage("teachers", len(items), "teachers") as counter:
+    with stage("adapt", len(items), "teachers" if len(items) > 1 else "teacher") as counter:
         waiting = [
             task.remote(store, item, plan.config.teachers[item.name], plan.index.class_names, plan.config.views)
             for item in items

@@ -81,9 +81,11 @@ def plan(space: Path, overrides: tuple[str, ...], results: str, store: str, quie
     from sweeper import spacefile
     from sweeper.console import Console
     from sweeper.forecast import forecast
-    from sweeper.prepared import header, prepare
+    from sweeper.prepared import check_students, header, prepare
 
-    prepared = prepare(spacefile.load(space, overrides), _options(results, store))
+    read = spacefile.load(space, overrides)
+    prepared = prepare(read, _options(results, store))
+    check_students(read)
     expected = forecast(prepared.plan, prepared.space.space, prepared.store)
     Console(quiet=quiet).header(header(prepared, expected))
 

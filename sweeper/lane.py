@@ -198,12 +198,12 @@ def plan_lanes(resources: ResourceConfig, totals: dict[str, float], most: int) -
 class LanePool:
     """The lanes of a run and their mailbox; made by `lanes`."""
 
-    def __init__(self, plan: LanePlan, store_uri: str, work: Path) -> None:
+    def __init__(self, plan: LanePlan, store_uri: str, work: Path, mailbox: type[Mailbox] = Mailbox) -> None:
         self.plan, self.store_uri, self.work = plan, store_uri, work
         node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=node)(Mailbox)
+        actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=node)(mailbox)
         self.mailbox = actor.remote(str(work / "checkpoints"))
         self.threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(plan.num_lanes)]
         self.errors: list[BaseException] = []
@@ -261,10 +261,10 @@ class LanePool:
 
 
 @contextmanager
-def lanes(plan: LanePlan, store_uri: str, work: Path) -> Iterator[LanePool]:
+def lanes(plan: LanePlan, store_uri: str, work: Path, mailbox: type[Mailbox] = Mailbox) -> Iterator[LanePool]:
     """A running pool of lanes; they end with the block."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    pool = LanePool(plan, store_uri, work)
+    pool = LanePool(plan, store_uri, work, mailbox)
     pool.start()
     try:
         yield pool

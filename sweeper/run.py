@@ -13,7 +13,7 @@ from sweeper import spacefile
 from sweeper.console import Console
 from sweeper.errors import InputError, SweeperError
 from sweeper.plan import Plan
-from sweeper.prepared import Options, Prepared, header, prepare
+from sweeper.prepared import Options, Prepared, check_students, header, prepare
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Record
@@ -33,6 +33,7 @@ def execute(space: SpaceFile, options: Options, console: Console) -> Prepared:
     if folder.finished:
         show(folder, console, fresh=False)
         return prepared
+    check_students(space)
     with _lock(folder.path):
         folder.write_space(spacefile.resolved(space.config))
         try:

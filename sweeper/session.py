@@ -32,7 +32,7 @@ DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_enable_metrics_collection": "0",
-    "GLOG_minloglevel": "3",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the driver's C++ side logs to the terminal
 }
 
 

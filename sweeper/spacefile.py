@@ -7,7 +7,7 @@ conditional branch costs a second and not a night. Nothing is written and nothin
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class SpaceFile:
     path: str
     config: SweepConfig
     space: Space
+    origin: Callable[[str], str]  # where a dotted path stands: `file:line`
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> SpaceFile:
@@ -61,7 +62,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SpaceFile:
         more = [problem for problem in more if problem.path not in said] + crossed
     if problems or more or config is None:
         raise SpaceError(_lines(problems + more, document, space))
-    return SpaceFile(path=str(path), config=config, space=space)
+    return SpaceFile(path=str(path), config=config, space=space, origin=document.origin)
 
 
 def resolved(config: SweepConfig) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_a_teacher_is_as_good_as_recorded(name: str) -> None:
 def test_a_teacher_is_several_times_the_students_size(name: str) -> None:
     teacher = timm.build(timm.Config(weights=f"zoo:{name}"), digits.CLASS_NAMES)
     assert teacher.input_size == 32
-    assert sum(parameter.numel() for parameter in teacher.parameters()) >= 3 * max(STUDENT_PARAMS.values())
+    assert sum(parameter.numel() for parameter in teacher.parameters()) >= 2.5 * max(STUDENT_PARAMS.values())
 
 
 def test_generated_digits_show_the_class_that_was_asked_for_and_are_new() -> None:

@@ -1,0 +1,282 @@
+"""One lane of one worker, shared by all tests here: what it does to a trial, and what a trial does to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+import torch
+from broken_losses import Config as Broken
+from broken_losses import How
+from small_sweep import Built
+
+from sweeper import train
+from sweeper.batches import DataCache
+from sweeper.config import ResourceConfig, TrialConfig
+from sweeper.errors import RunFailed
+from sweeper.lane import Job, LanePlan, LanePool, lanes, plan_lanes, reason_of
+
+if TYPE_CHECKING:
+    Messages = list[dict[str, Any]]
+
+PATIENCE_S = 180.0  # a deadline, not a duration: a loaded machine starts a worker slowly
+
+
+@pytest.fixture(scope="module")
+def pool(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanePool]:
+    with lanes(LanePlan(1, 1, 1, 0.0), built.store.uri, tmp_path_factory.mktemp("lane")) as running:
+        yield running
+
+
+def submit(pool: LanePool, name: str, job: Job) -> None:
+    ray.get(pool.mailbox.submit.remote(name, job))
+
+
+def follow(pool: LanePool, name: str) -> Messages:
+    """All messages about a job, to its end."""
+    messages: Messages = []
+    while not messages or messages[-1]["type"] == "report":
+        messages.append(ray.get(pool.mailbox.next_message.remote(name), timeout=PATIENCE_S))
+    return messages
+
+
+def events(pool: LanePool) -> Messages:
+    found: Messages = ray.get(pool.mailbox.events_since.remote(0))
+    return found
+
+
+def wait_until(what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+    """The first true value of `what`."""
+    deadline = time.monotonic() + patience_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+    return found
+
+
+def trial(**changes: Any) -> dict[str, Any]:
+    """A distilled trial of a few epochs with every kind of random state: dropout, projectors, an order, views."""
+    base: dict[str, Any] = {
+        "teacher": "cnn",
+        "student": {"model": "test_efficientnet", "model_args": {"drop_rate": 0.2}},
+        "loss": {"ce": 0.5, "kl": {"weight": 1.0}, "embedding": {"kind": "info_nce", "weight": 0.5}},
+        "train": {"epochs": 3, "batch_size": 16, "epoch_size": 48, "lr": 3e-3},
+    }
+    return {**base, **changes}
+
+
+def metrics(messages: Messages) -> list[tuple[Any, ...]]:
+    """What a trial reported that does not depend on the clock."""
+    reports = [(m["epoch"], m["accuracy_val"], m["loss"]) for m in messages if m["type"] == "report"]
+    end = messages[-1]
+    return [*reports, (end["state"], end["epochs"], end["accuracy_val"], end["accuracy_test"], end["params"])]
+
+
+# ------------------------------------------------------------------------------------------------- one trial
+
+
+def test_a_trial_leaves_nothing_behind(pool: LanePool, built: Built) -> None:
+    """The same trial first and last, others between: every figure and every weight is bit by bit the same."""
+    jobs = {
+        "first": built.job(trial(), final=True),
+        "other student": built.job(trial(teacher="vit", student={"model": "test_vit"}), seed=7),
+        "fails": built.job(trial(loss={"embedding": Broken(how="raise", after=2)}), seed=3),
+        "synthetic": built.job(trial(synthetic={"source": "tiny", "ratio": 1}), seed=5),
+        "last": built.job(trial(), final=True),
+    }
+    for name, job in jobs.items():
+        submit(pool, name, job)
+    ended = {name: follow(pool, name) for name in jobs}
+    assert [messages[-1]["state"] for messages in ended.values()] == [
+        "completed", "completed", "failed", "completed", "completed",
+    ]  # fmt: skip
+    assert metrics(ended["first"]) == metrics(ended["last"])
+    assert metrics(ended["first"]) != metrics(ended["synthetic"])
+    assert ended["first"][-1]["model"] == ended["last"][-1]["model"] != {}
+    alone = trained_here(built, jobs["first"])
+    assert [report[1:3] for report in metrics(ended["first"])[:-1]] == [(r.accuracy_val, r.loss) for r in alone]
+
+
+def trained_here(built: Built, job: Job) -> list[train.EpochReport]:
+    """The reports of the plain loop in this process, without Ray and without a lane."""
+    config = TrialConfig.model_validate(job.config)
+    data = DataCache(built.store).trial_data(
+        job.refs, view_config=job.views, view_seed=job.view_seed, hard_synthetic=True, with_test=False
+    )
+    reports: list[train.EpochReport] = []
+
+    class Nowhere:
+        def load(self) -> bytes | None:
+            return None
+
+        def save(self, state: bytes) -> None:
+            raise AssertionError("too short for a checkpoint")
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train.fit(
+            config,
+            data,
+            seed=job.seed,
+            device=torch.device("cpu"),
+            report=lambda report: reports.append(report) is None,
+            slot=Nowhere(),
+            keep_model=False,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    return reports
+
+
+def test_a_finalist_sends_its_model_and_its_test_accuracy_home(pool: LanePool, built: Built) -> None:
+    submit(pool, "searched", built.job(trial()))
+    submit(pool, "final", built.job(trial(), final=True))
+    searched, final = follow(pool, "searched")[-1], follow(pool, "final")[-1]
+    assert (searched["model"], searched["accuracy_test"]) == ({}, None)
+    assert set(final["model"]) == {"config.json", "model.safetensors"}
+    assert 0 <= final["accuracy_test"] <= 1
+    assert final["accuracy_val"] == searched["accuracy_val"]
+    assert all("model" not in event for event in events(pool))  # the search reads all events again and again
+
+
+def test_a_trial_that_is_cancelled_ends_at_its_next_epoch(pool: LanePool, built: Built) -> None:
+    submit(pool, "long", built.job(trial(train={"epochs": 5000, "batch_size": 16, "epoch_size": 48})))
+    assert ray.get(pool.mailbox.next_message.remote("long"), timeout=PATIENCE_S)["epoch"] == 1
+    ray.get(pool.mailbox.cancel.remote("long"))
+    ray.get(pool.mailbox.ended.remote("long"), timeout=PATIENCE_S)
+    end = next(event for event in events(pool) if event["type"] == "end" and event["job"] == "long")
+    last = [event for event in events(pool) if event["type"] == "report" and event["job"] == "long"][-1]
+    assert end["state"] == "stopped"
+    assert end["error"] is None
+    assert end["epochs"] == last["epoch"] < 5000
+    assert end["train_seconds"] == last["train_seconds"] > 0
+
+
+# ------------------------------------------------------------------------------------------------- trials that fail
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "ValueError: three lines of reason (broken_losses.py:"),
+        ("memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (broken_losses.py:"),
+        ("nan", "TrialFailed: the loss became nan in epoch 2 of 3 (train.py:"),
+    ],
+)
+def test_a_trial_that_fails_leaves_its_lane_warm(pool: LanePool, built: Built, how: How, reason: str) -> None:
+    submit(pool, f"bad {how}", built.job(trial(loss={"embedding": Broken(how=how, after=3)})))
+    submit(pool, f"next {how}", built.job(trial()))
+    ended = follow(pool, f"bad {how}")
+    started = {"type": "start", "lane": "0", "job": f"next {how}"}
+    wait_until(lambda: started in events(pool), patience_s=1.0)  # the issue's bound; a new worker takes several
+    assert [m["epoch"] for m in ended[:-1]] == [1]
+    assert ended[-1]["state"] == "failed"
+    assert ended[-1]["error"].startswith(reason)
+    assert "\n" not in ended[-1]["error"]
+    assert follow(pool, f"next {how}")[-1]["state"] == "completed"
+    assert not list((pool.work / "checkpoints").iterdir())
+
+
+def test_a_configuration_that_can_not_be_built_fails_alone(pool: LanePool, built: Built) -> None:
+    submit(pool, "no model", built.job(trial(student={"model": "no_such_model"})))
+    (end,) = follow(pool, "no model")
+    assert end["state"] == "failed"
+    assert "no_such_model" in end["error"]
+    lost = built.job(trial())
+    submit(pool, "no data", replace(lost, refs=replace(lost.refs, images="0" * 64)))
+    (end,) = follow(pool, "no data")
+    assert end["error"].startswith("LookupError: images 000000000000 are not in ")
+
+
+# ------------------------------------------------------------------------------------------------- workers that die
+
+
+def last_worker(pool: LanePool) -> Mapping[str, Any]:
+    return [event for event in events(pool) if event["type"] == "lane"][-1]
+
+
+def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePool, built: Built) -> None:
+    recipe = {"epochs": 24, "batch_size": 32, "epoch_size": 384, "lr": 3e-3}
+    long = built.job(trial(train=recipe), final=True)
+    submit(pool, "killed", long)
+    checkpoint = pool.work / "checkpoints" / "killed.pt"
+    wait_until(checkpoint.exists)
+    worker = last_worker(pool)
+    os.kill(worker["pid"], signal.SIGKILL)
+    killed = follow(pool, "killed")
+    after = last_worker(pool)
+    assert after["incarnation"] == worker["incarnation"] + 1
+    assert after["pid"] != worker["pid"]
+    submit(pool, "undisturbed", long)
+    undisturbed = follow(pool, "undisturbed")
+
+    epochs = [m["epoch"] for m in killed if m["type"] == "report"]
+    (died,) = [i for i in range(1, len(epochs)) if epochs[i] <= epochs[i - 1]] or [
+        i for i in range(1, len(epochs)) if killed[i]["lane"] != "0"
+    ] or [None]
+    if died is not None:  # None: it died just after its checkpoint and no epoch was lost
+        assert epochs[died] > 1, "it began from nothing"
+    by_epoch = {m["epoch"]: m for m in undisturbed[:-1]}
+    for report in killed[:-1]:  # also those of epochs that were trained twice
+        same = by_epoch[report["epoch"]]
+        assert (report["accuracy_val"], report["loss"]) == (same["accuracy_val"], same["loss"])
+    assert metrics(killed)[-1] == metrics(undisturbed)[-1]
+    assert killed[-1]["model"] == undisturbed[-1]["model"]
+    assert not checkpoint.exists()
+
+
+@pytest.mark.slow  # five workers
+def test_a_job_that_keeps_killing_its_worker_is_failed(pool: LanePool, built: Built) -> None:
+    submit(pool, "poison", built.job(trial(loss={"embedding": Broken(how="die")})))
+    submit(pool, "good", built.job(trial()))
+    (end,) = follow(pool, "poison")
+    assert (end["state"], end["error"]) == ("failed", "its worker died 4 times in a row")
+    assert follow(pool, "good")[-1]["state"] == "completed"
+
+
+# ------------------------------------------------------------------------------------------------- pools
+
+
+@pytest.mark.parametrize(
+    ("resources", "totals", "most", "expected"),
+    [
+        ({}, {"CPU": 2}, 10, "2 lanes, 1 CPU each"),
+        ({}, {"CPU": 8, "GPU": 2}, 10, "2 lanes, 1 GPU each"),
+        ({"gpus_per_trial": 0.25}, {"CPU": 8, "GPU": 2}, 10, "8 lanes, 0.25 GPU each"),
+        ({"gpus_per_trial": 0.25}, {"CPU": 3, "GPU": 2}, 10, "3 lanes, 0.25 GPU each"),
+        ({"workers_per_trial": 2, "cpus_per_trial": 2}, {"CPU": 9}, 10, "2 lanes, 2 x 2 CPU each"),
+        ({"workers_per_trial": 4}, {"CPU": 2}, 10, "1 lane, 4 x 1 CPU each"),
+        ({}, {"CPU": 64}, 3, "3 lanes, 1 CPU each"),
+        ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, 10, "4 lanes, 1 CPU each"),
+    ],
+)
+def test_lanes_fit_the_cluster(resources: dict[str, Any], totals: dict[str, float], most: int, expected: str) -> None:
+    assert plan_lanes(ResourceConfig(**resources), totals, most).slots == expected
+
+
+def test_reason_names_the_error_and_its_place() -> None:
+    try:
+        raise RuntimeError("a\n  b" + "x" * 1000)
+    except RuntimeError as error:
+        reason = reason_of(error)
+    assert reason.startswith("RuntimeError: a bxxx")
+    assert "(test_lane.py:" in reason
+    assert len(reason) < 350
+    assert reason_of(KeyError("k")) == "KeyError: 'k'"
+
+
+def test_losing_every_lane_is_said(tmp_path: Path) -> None:
+    empty = LanePool.__new__(LanePool)
+    empty.threads, empty.errors = [object(), object()], [ValueError("first")]  # type: ignore[list-item]
+    empty.check()
+    empty.errors.append(ValueError("second"))
+    with pytest.raises(RunFailed, match="no lane is left; the last one ended with ValueError: second"):
+        empty.check()

@@ -1,0 +1,335 @@
+"""The loop: repeatable to the bit, also over a restart; honest about what can not be trained; and it learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+from samples import ALL_TERMS, MemorySlot, always, trial_config, trial_data
+from torch.nn import functional as F
+
+from sweeper import train
+from sweeper.batches import Batch, BatchStream, TrialData
+from sweeper.config import TrialConfig
+from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit, learning_rate_factor
+
+CPU = torch.device("cpu")
+DROPOUT = {"drop_rate": 0.3}
+TAUGHT = trial_data(taught=True)
+UNTAUGHT = trial_data()
+
+
+def run(
+    config: TrialConfig,
+    data: TrialData,
+    report: Callable[[EpochReport], bool] = always,
+    slot: MemorySlot | None = None,
+    **options: Any,
+) -> Outcome:
+    return fit(config, data, seed=1, device=CPU, report=report, slot=slot or MemorySlot(), **options)
+
+
+def trainer_of(config: TrialConfig, data: TrialData) -> Trainer:
+    return Trainer(config, data, seed=1, device=CPU, world=World())
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """Equal to the last bit, apart from the time that it took."""
+    return replace(one, train_seconds=0) == replace(other, train_seconds=0)
+
+
+class TestRepeatable:
+    @pytest.mark.parametrize(
+        ("config", "data"),
+        [(trial_config(epochs=2, model_args=DROPOUT), UNTAUGHT), (trial_config(epochs=2, loss=ALL_TERMS), TAUGHT)],
+        ids=["dropout", "taught"],
+    )
+    def test_other_trials_before_it_do_not_matter(self, config: TrialConfig, data: TrialData) -> None:
+        reports: list[list[EpochReport]] = [[], []]
+
+        def into(number: int) -> Callable[[EpochReport], bool]:
+            return lambda done: reports[number].append(replace(done, train_seconds=0)) is None
+
+        first = run(config, data, into(0), with_test=True)
+        torch.rand(100)
+        run(trial_config(epochs=1, batch_size=4, loss={"ce": 0.5, "kl": {"weight": 2.0}}, model_args=DROPOUT), TAUGHT)
+        again = run(config, data, into(1), with_test=True)
+        assert same(first, again)
+        assert reports[0] == reports[1]
+        assert len(reports[0]) == 2
+        assert first.model.keys() == {"config.json", "model.safetensors"}
+
+    def test_the_seed_matters(self) -> None:
+        config = trial_config(epochs=1)
+        other = fit(config, UNTAUGHT, seed=2, device=CPU, report=always, slot=MemorySlot())
+        assert not same(run(config, UNTAUGHT), other)
+
+    @pytest.mark.parametrize("stop", [1, 2, 3])
+    @pytest.mark.parametrize(
+        ("config", "data"),
+        [
+            (trial_config(epochs=4, epoch_size=12, model_args=DROPOUT, loss=ALL_TERMS), TAUGHT),
+            (trial_config(epochs=4, epoch_size=12, model_args=DROPOUT), UNTAUGHT),
+        ],
+        ids=["taught", "untaught"],
+    )
+    def test_a_restart_leaves_no_trace(self, stop: int, config: TrialConfig, data: TrialData) -> None:
+        undisturbed = run(config, data, with_test=True)
+        dying = trainer_of(config, data)
+        for _ in range(stop):
+            dying.run_epoch()
+            dying.last_accuracy = train.accuracy(dying.student, data.val)
+        dying.seconds = 1000.0
+        state = dying.state_bytes()
+        torch.manual_seed(99)  # another process: nothing of the first one's generators is left
+        reports: list[int] = []
+        resumed = run(
+            config,
+            data,
+            lambda done: reports.append(done.epoch) is None,
+            MemorySlot(state),
+            with_test=True,
+        )
+        assert same(resumed, undisturbed)
+        assert reports == list(range(stop + 1, 5))
+        assert resumed.train_seconds > 1000, "time before the restart was paid for too"
+
+    def test_what_dropout_draws_belongs_to_the_state(self) -> None:
+        """Without the generator's state the test above could pass by luck; here it must make a difference."""
+        trainer = trainer_of(trial_config(epochs=2, model_args=DROPOUT), UNTAUGHT)
+        trainer.run_epoch()
+        saved = trainer.state_bytes()
+        losses = []
+        for spoil in (False, False, True):
+            other = trainer_of(trial_config(epochs=2, model_args=DROPOUT), UNTAUGHT)
+            other.load_state(saved)
+            if spoil:
+                torch.manual_seed(99)
+            other.run_epoch()
+            losses.append(other.last_loss)
+        assert losses[0] == losses[1] != losses[2]
+
+    def test_a_finished_checkpoint_is_only_evaluated(self) -> None:
+        config = trial_config(epochs=2)
+        finished = trainer_of(config, UNTAUGHT)
+        for _ in range(2):
+            finished.run_epoch()
+            finished.last_accuracy = train.accuracy(finished.student, UNTAUGHT.val)
+        reports: list[EpochReport] = []
+        outcome = run(
+            config, UNTAUGHT, lambda r: reports.append(r) is None, MemorySlot(finished.state_bytes()), with_test=True
+        )
+        assert reports == []
+        assert same(outcome, run(config, UNTAUGHT, with_test=True))
+
+    def test_checkpoints_come_as_often_as_they_may(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(train, "CHECKPOINT_INTERVAL_S", 0.0)
+        monkeypatch.setattr(train, "CHECKPOINT_SHARE", math.inf)
+        epochs: list[int] = []
+
+        class Watching(MemorySlot):
+            def save(self, state: bytes) -> None:
+                epochs.append(trainer_state(state)["epoch"])
+
+        def trainer_state(state: bytes) -> dict[str, Any]:
+            trainer = trainer_of(config, UNTAUGHT)
+            trainer.load_state(state)
+            return {"epoch": trainer.epoch}
+
+        config = trial_config(epochs=3, epoch_size=6)
+        run(config, UNTAUGHT, slot=Watching())
+        assert epochs == [1, 2], "none after the last epoch, whose outcome is about to be told"
+        monkeypatch.setattr(train, "CHECKPOINT_INTERVAL_S", 1e6)
+        run(config, UNTAUGHT, slot=Watching())
+        assert epochs == [1, 2]
+
+
+class TestEnds:
+    def test_every_epoch_is_reported(self) -> None:
+        reports: list[EpochReport] = []
+        outcome = run(trial_config(epochs=3), UNTAUGHT, lambda done: reports.append(done) is None)
+        assert [(done.epoch, done.epochs) for done in reports] == [(1, 3), (2, 3), (3, 3)]
+        seconds = [done.train_seconds for done in reports]
+        assert seconds == sorted(seconds)
+        assert seconds[0] > 0
+        assert (outcome.state, outcome.epochs, outcome.accuracy_test) == ("completed", 3, None)
+        assert (outcome.accuracy_val, outcome.train_seconds) == (reports[-1].accuracy_val, seconds[-1])
+
+    def test_seconds_count_every_rank(self) -> None:
+        """Two ranks hold two devices; here the second rank's share is simply not trained."""
+        reports: list[float] = []
+        trainer = Trainer(trial_config(epochs=1), UNTAUGHT, seed=1, device=CPU, world=World(0, 2))
+        assert [len(b.index_B) for b in trainer.stream.batches(0, 18)] == [3, 3, 3]
+        clock = iter([10.0, 12.5])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "synchronised", lambda self: next(clock))
+            outcome = run(
+                trial_config(epochs=1), UNTAUGHT, lambda r: reports.append(r.train_seconds) is None, world=World(0, 2)
+            )
+        assert reports == [5.0]
+        assert outcome.train_seconds == 5.0
+
+    @pytest.mark.parametrize(("stop_at", "state"), [(1, "stopped"), (2, "stopped"), (3, "completed")])
+    def test_a_report_can_ask_for_the_end(self, stop_at: int, state: str) -> None:
+        outcome = run(trial_config(epochs=3), UNTAUGHT, lambda done: done.epoch < stop_at)
+        assert (outcome.state, outcome.epochs) == (state, stop_at)
+
+    def test_only_what_was_asked_for_is_exported(self) -> None:
+        outcome = run(trial_config(epochs=1), UNTAUGHT, keep_model=False)
+        assert outcome.model == {}
+        assert outcome.params > 0
+        outcome = run(trial_config(epochs=1), UNTAUGHT, world=World(1, 2))
+        assert outcome.model == {}, "rank 0 exports"
+
+    @pytest.mark.parametrize("way", ["loss", "learning rate"])
+    def test_a_loss_that_is_not_finite_fails_the_trial(self, way: str) -> None:
+        data, config = UNTAUGHT, trial_config(epochs=5, lr=1e30, warmup=0.0)
+        if way == "loss":
+            assert TAUGHT.targets is not None
+            logits = torch.full_like(TAUGHT.targets.logits_NVK, math.nan)
+            data = replace(TAUGHT, targets=replace(TAUGHT.targets, logits_NVK=logits))
+            config = trial_config(epochs=5, loss={"ce": 1.0, "kl": {"weight": 1.0}})
+        reports: list[int] = []
+        with pytest.raises(TrialFailed, match=r"the loss became (nan|inf) in epoch \d of 5") as raised:
+            run(config, data, lambda done: reports.append(done.epoch) is None)
+        assert f"epoch {len(reports) + 1} of" in str(raised.value)
+        if way == "loss":
+            assert reports == []
+
+    def test_it_learns(self) -> None:
+        data = trial_data(48)
+        outcome = run(trial_config(epochs=12, batch_size=16, lr=5e-3), data, with_test=True)
+        assert outcome.accuracy_test is not None
+        assert min(outcome.accuracy_val, outcome.accuracy_test) > 0.8
+
+    def test_it_learns_from_the_teacher_alone(self) -> None:
+        """The labels are unusable: what is learned came through the targets."""
+        data = trial_data(48, taught=True)
+        data = replace(data, hard_N=torch.zeros(48, dtype=torch.bool))
+        outcome = run(trial_config(epochs=12, batch_size=16, lr=5e-3, loss=ALL_TERMS), data)
+        assert outcome.accuracy_val > 0.8
+
+    def test_the_last_learning_rates_do_little(self) -> None:
+        """The cosine ends near zero: the last step of many moves the weights less than the first ones."""
+        config = trial_config(epochs=6, epoch_size=6, lr=1e-2, weight_decay=0.0, warmup=0.0)
+        trainer = trainer_of(config, UNTAUGHT)
+        moved = []
+        for _ in range(6):
+            before = torch.cat([p.detach().flatten().clone() for p in trainer.student.parameters()])
+            trainer.run_epoch()
+            after = torch.cat([p.detach().flatten() for p in trainer.student.parameters()])
+            moved.append(float((after - before).abs().max()))
+        assert moved[0] == pytest.approx(1e-2, rel=1e-3), "Adam's first step has the size of the learning rate"
+        assert moved[-1] < 0.2 * moved[0]
+
+
+class TestObjective:
+    def batch(self, hard: list[bool], data: TrialData = TAUGHT) -> Batch:
+        stream = BatchStream(data, batch_size=len(hard), seed=0, device=CPU)
+        return replace(stream.batch(0), hard_B=torch.tensor(hard))
+
+    def test_cross_entropy_leaves_soft_samples_out(self) -> None:
+        trainer = trainer_of(trial_config(loss={"ce": 0.7}), TAUGHT)
+        trainer.objective.eval()
+        batch = self.batch([True, False, True, True, False])
+        hard_B = batch.hard_B
+        with torch.no_grad():
+            logits_BK = trainer.student(batch.images_BCHW).logits_BK
+            expected = 0.7 * F.cross_entropy(logits_BK[hard_B], batch.labels_B[hard_B])
+            torch.testing.assert_close(trainer.objective(batch), expected)
+            wrong_B = torch.where(hard_B, batch.labels_B, (batch.labels_B + 1) % 3)
+            assert torch.equal(trainer.objective(batch), trainer.objective(replace(batch, labels_B=wrong_B)))
+            assert not torch.equal(
+                trainer.objective(batch), trainer.objective(replace(batch, labels_B=(batch.labels_B + 1) % 3))
+            )
+
+    def test_a_batch_without_labels_is_finite(self) -> None:
+        trainer = trainer_of(trial_config(loss={"ce": 0.7}), TAUGHT)
+        loss = trainer.objective(self.batch([False] * 4))
+        loss.backward()
+        assert loss.item() == 0
+        assert all(p.grad is None or not p.grad.any() for p in trainer.student.parameters())
+
+    def test_terms_are_weighted_and_added(self) -> None:
+        batch = self.batch([True, True, False, True, True, True])
+        parts = [
+            {"ce": 1.0},
+            {"ce": 0.0, "kl": {"weight": 1.0, "temperature": 2.0}},
+            {"ce": 0.0, "embedding": {"kind": "align_uniform", "weight": 1.0}},
+        ]
+        whole = {
+            "ce": 0.3,
+            "kl": {"weight": 0.6, "temperature": 2.0},
+            "embedding": {"kind": "align_uniform", "weight": 1.7},
+        }
+        values = []
+        for loss in [*parts, whole]:
+            trainer = trainer_of(trial_config(loss=loss), TAUGHT)
+            trainer.objective.eval()
+            with torch.no_grad():
+                values.append(trainer.objective(batch).item())
+        assert values[3] == pytest.approx(0.3 * values[0] + 0.6 * values[1] + 1.7 * values[2], rel=1e-5)
+        assert min(map(abs, values[:3])) > 0.01
+
+    def test_projectors_are_trained_and_saved_with_the_student(self) -> None:
+        config = trial_config(epochs=2, loss=ALL_TERMS)
+        trainer = trainer_of(config, TAUGHT)
+        own = {n: p for n, p in trainer.objective.named_parameters() if not n.startswith("student.")}
+        assert own, "the student is wider than the teacher: there is a projector"
+        before = {name: value.detach().clone() for name, value in own.items()}
+        trainer.run_epoch()
+        assert all(not torch.equal(before[name], value) for name, value in own.items())
+        other = trainer_of(config, TAUGHT)
+        other.load_state(trainer.state_bytes())
+        for name, value in trainer.objective.state_dict().items():
+            assert torch.equal(other.objective.state_dict()[name], value)
+        exported = load_tensors(run(config, TAUGHT).model["model.safetensors"])
+        assert exported.keys() == trainer.student.model.state_dict().keys()
+
+    def test_a_pool_of_canonical_embeddings_is_there_for_losses_that_fit(self) -> None:
+        assert TAUGHT.targets is not None
+        outcome = run(trial_config(epochs=1, loss={"ce": 1.0, "embedding": {"kind": "kdep", "weight": 1.0}}), TAUGHT)
+        assert math.isfinite(outcome.accuracy_val)
+        trainer = trainer_of(trial_config(loss={"ce": 1.0}), TAUGHT)
+        context = trainer._loss_context(trainer.student)
+        assert torch.equal(context.teacher_embeddings(), TAUGHT.targets.embedding_NVT[:, 0].float())
+        assert (context.teacher_dim, context.num_samples, context.num_classes) == (6, 18, 3)
+
+
+class TestSteps:
+    def test_an_epoch_is_a_pass_or_what_was_asked_for(self) -> None:
+        assert trainer_of(trial_config(batch_size=4), UNTAUGHT).steps_per_epoch == round(18 / 4)
+        assert trainer_of(trial_config(batch_size=4, epoch_size=40), UNTAUGHT).steps_per_epoch == 10
+        assert trainer_of(trial_config(batch_size=64), UNTAUGHT).steps_per_epoch == 1
+
+    def test_bf16_trains(self) -> None:
+        outcome = run(trial_config(epochs=1, precision="bf16", loss=ALL_TERMS), TAUGHT)
+        assert 0 <= outcome.accuracy_val <= 1
+        assert not same(outcome, run(trial_config(epochs=1, loss=ALL_TERMS), TAUGHT))
+
+
+class TestLearningRate:
+    def test_without_warmup_it_is_half_a_cosine(self) -> None:
+        found = [learning_rate_factor(step, 10, 0.0, "cosine") for step in range(10)]
+        assert found == pytest.approx([math.cos(math.pi * step / 20) ** 2 for step in range(10)])
+        assert found[0] == 1.0
+
+    def test_warmup_is_a_straight_line_that_ends_where_the_cosine_begins(self) -> None:
+        found = [learning_rate_factor(step, 20, 0.2, "cosine") for step in range(20)]
+        assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        assert found[4:] == pytest.approx([math.cos(math.pi * step / 32) ** 2 for step in range(16)])
+
+    def test_constant(self) -> None:
+        found = [learning_rate_factor(step, 8, 0.25, "constant") for step in range(8)]
+        assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1])
+
+    @pytest.mark.parametrize("num_steps", [1, 2, 7])
+    @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
+    def test_every_step_moves(self, num_steps: int, warmup: float) -> None:
+        for schedule in ("cosine", "constant"):
+            assert all(0 < learning_rate_factor(s, num_steps, warmup, schedule) <= 1 for s in range(num_steps))
