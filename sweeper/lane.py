@@ -144,6 +144,7 @@ def _lane_loop(settings: dict[str, Any]) -> None:
     device = get_device()
     cache = DataCache(Store(settings["store"]))
     incarnation = ray.get(mailbox.enlist.remote(lane, os.getpid())) if rank == 0 else 0
+    is_settled = False
     while True:
         taken = ray.get(mailbox.take.remote(lane, incarnation)) if rank == 0 else None
         taken = _broadcast(taken, num_ranks)
@@ -157,6 +158,9 @@ def _lane_loop(settings: dict[str, Any]) -> None:
             outcome = {"state": "failed", "error": reason_of(error)}
             fatal = error if num_ranks > 1 else None
         gc.collect()
+        if not is_settled:  # the libraries' own objects: looking through them again would cost 0.3 s after each trial
+            gc.freeze()
+            is_settled = True
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if rank == 0 or fatal is not None:
