@@ -1,45 +1,274 @@
-"""What a sweep should cost before it starts: floating-point operations of its models, divided by a stated rate.
+"""What a sweep should cost before it starts: device-seconds of what is missing, of the search and of the finalists.
 
-Operations are counted by torch on the `meta` device, so that nothing is built and no weight is read. The rate is what
-small models reach on a slot; where the store knows how long the same kind of stage took, that is used instead.
+Where the store knows how long this teacher or generator took, that is scaled; else its operations are counted
+(`flops`) and divided by what models of this size reach on a slot. What can not be counted, such as a pipeline that is
+not on disk yet, is called unknown instead of being guessed. Nothing is built and no weight is read.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from sweeper.plan import Plan
-from sweeper.space import Space
-from sweeper.store import Store
+from sweeper import registry
+from sweeper.config import ResourceConfig, StudentConfig, SweepConfig, TrialConfig
+from sweeper.fingerprint import fingerprint
+from sweeper.plan import Artifact, Plan
+from sweeper.space import Space, set_path
+from sweeper.store import Record, Store
+from sweeper.tables import duration
 
+if TYPE_CHECKING:
+    from sweeper.student import Student
+
+# What forwards and backwards reach on one slot, and what a batch costs besides (views, optimiser, launches).
+# One thread of a 2025 server core: 19 to 27 GFLOP/s training the students of search_spaces/ (benchmarks/README.md).
+RATE_CPU_FLOPS, RATE_GPU_FLOPS = 2e10, 1e13
+BATCH_S = 0.005
 BACKWARD_FACTOR = 3.0  # forward and backward against forward alone
+EVALUATION_BATCH = 256
+PROBE_S = 2.0  # a linear probe's own fit, whatever the number of images of a small task
+START_S = 30.0  # of the wall clock, on two cores: Ray, the stages' workers, the lanes
+MOST_STUDENTS = 12  # counted at 0.1 s each; of more, so many are drawn evenly
+TITLES = {"adapt": "teachers"}
+WIDTH, INDENT, HARD_SPACE = 99, 13, "\xa0"
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Device-seconds by stage, and what was assumed."""
+    """Device-seconds by stage, in the order of the work, and what they rest on.
+
+    Attributes:
+        measured: stages that the store knew; the others were counted.
+        unknown: what is left out, for people.
+        slot: `CPU` or `GPU`.
+        lanes: how many trainings run at a time, where that is known.
+    """
 
     seconds: dict[str, float]
-    rate_flops: float
+    measured: tuple[str, ...]
+    unknown: tuple[str, ...]
+    slot: str
+    lanes: int | None
 
     @property
     def total(self) -> float:
-        return sum(self.seconds.values())
+        return math.fsum(self.seconds.values())
+
+    @property
+    def rate_flops(self) -> float:
+        """Operations a second of one slot."""
+        return RATE_GPU_FLOPS if self.slot == "GPU" else RATE_CPU_FLOPS
+
+    @property
+    def wall_s(self) -> float | None:
+        """On the clock, with the start of Ray and the lanes."""
+        return None if self.lanes is None else START_S + self.total / self.lanes
 
     def lines(self) -> list[str]:
-        """For the header."""
-        from sweeper.tables import duration
+        """For the header, at most `WIDTH` columns wide."""
+        parts = ", ".join(f"{TITLES.get(name, name)} {_time(s)}" for name, s in self.seconds.items() if s > 0)
+        said = f"{_time(self.total)} of device time: {parts or 'nothing'}"
+        if self.wall_s is not None:
+            said += f"; about {_time(self.wall_s)} on {self.lanes} lane{'s' if self.lanes != 1 else ''}"
+        said += f" at {self.rate_flops / 1e9:,.0f} GFLOP/s a {self.slot} slot"
+        if self.measured:
+            said += f", {' and '.join(TITLES.get(name, name) for name in self.measured)} as measured before"
+        if self.unknown:
+            said += f"; not known: {', '.join(self.unknown)}"
+        lines = textwrap.wrap(said, WIDTH, initial_indent="  forecast   ", subsequent_indent=" " * INDENT)
+        return [line.replace(HARD_SPACE, " ") for line in lines]
 
-        parts = ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items() if value > 0)
-        return [
-            f"  forecast   {duration(self.total)} of device time ({parts}), at {self.rate_flops / 1e9:g} GFLOP/s a slot"
-        ]
+
+def _time(seconds: float) -> str:
+    """A duration that no line break tears."""
+    return duration(seconds).replace(" ", HARD_SPACE)
 
 
-# What small models reach on one slot; the forecast's line states it.
-RATE_CPU_FLOPS, RATE_GPU_FLOPS = 6e9, 1e13
+def forecast(plan: Plan, space: Space, store: Store, *, is_local: bool = True) -> Forecast:
+    """Device-seconds that the missing artifacts, the search and the finalists should take.
+
+    Args:
+        is_local: the run starts Ray on this machine, so that its number of lanes can be told.
+    """
+    import torch
+
+    slot = "GPU" if torch.cuda.is_available() else "CPU"
+    seconds: dict[str, float] = {}
+    measured: list[str] = []
+    unknown: list[str] = []
+    past = _Past(plan, store, "cpu" if slot == "CPU" else torch.cuda.get_device_name())
+    counted = _Counted(plan, slot)
+    for item in plan.missing(store):
+        if item.kind == "images":  # decoding is nobody's device time
+            continue
+        known = past.seconds(item)
+        found = known if known is not None else counted.seconds(item)
+        if found is None:
+            unknown.append(f"{TITLES.get(item.kind, item.kind)} of {item.name}")
+            continue
+        if known is not None:
+            measured.append(item.kind)
+        seconds[item.kind] = seconds.get(item.kind, 0.0) + found
+    training = _training_seconds(plan, _points(space), slot)
+    if training is None:
+        unknown.append("training")
+    else:
+        shared = math.fsum(seconds.values())
+        seconds["search"], seconds["finalists"] = _search_seconds(plan.config, space, training, shared)
+    lanes = _local_lanes(plan.config, slot) if is_local else None
+    return Forecast(seconds, tuple(dict.fromkeys(measured)), tuple(dict.fromkeys(unknown)), slot, lanes)
 
 
-def forecast(plan: Plan, space: Space, store: Store) -> Forecast:
-    """Device-seconds that the missing artifacts and the search should take."""
-    return Forecast({}, RATE_CPU_FLOPS)
+class _Past:
+    """What the store's artifacts took on a device like this one."""
+
+    def __init__(self, plan: Plan, store: Store, device: str) -> None:
+        self.makers = {item.key: item.spec["teacher"] for item in plan.adapt.values()}
+        records = [r for r in store.records() if r.kind != "images"] if plan.missing(store) else []
+        self.makers |= {r.key: r.spec["teacher"] for r in records if r.kind == "adapt"}
+        self.groups: dict[str, list[Record]] = {}
+        for record in records:
+            if record.charge is not None and record.charge.device == device and record.charge.units:
+                self.groups.setdefault(self._group(record), []).append(record)
+
+    def _group(self, made: Artifact | Record) -> str:
+        """Artifacts of one kind by one teacher or generator."""
+        if made.kind == "targets":
+            return fingerprint([made.kind, self.makers.get(made.spec["adapt"])])
+        return fingerprint([made.kind, made.spec["teacher" if made.kind == "adapt" else "generator"]])
+
+    def seconds(self, item: Artifact) -> float | None:
+        """The seconds a unit of its like, without what does not grow with the images."""
+        charges = [record.charge for record in self.groups.get(self._group(item), ()) if record.charge]
+        if not charges:
+            return None
+        fixed = PROBE_S if item.kind == "adapt" else 0.0
+        grows = math.fsum(max(0.0, charge.seconds - fixed) for charge in charges) / sum(c.units for c in charges)
+        return min(fixed, min(c.seconds for c in charges)) + grows * item.units
+
+
+def _seconds(flops: float, num_batches: float, slot: str) -> float:
+    return flops / (RATE_GPU_FLOPS if slot == "GPU" else RATE_CPU_FLOPS) + num_batches * BATCH_S
+
+
+class _Counted:
+    """Device-seconds of artifacts by the operations of the models that make them, each counted once."""
+
+    def __init__(self, plan: Plan, slot: str) -> None:
+        self.plan, self.slot = plan, slot
+        self.known: dict[tuple[str, str], float | None] = {}
+
+    def flops_an_image(self, family: str, name: str, config: Any) -> float | None:
+        """What the kind's module counts, where it does."""
+        if (family, name) not in self.known:
+            count = getattr(registry.load(family, config.kind), "flops_an_image", None)
+            self.known[family, name] = count(config, self.plan.index.class_names) if count else None
+        return self.known[family, name]
+
+    def seconds(self, item: Artifact) -> float | None:
+        """None where the model can not be counted."""
+        if item.kind == "synthetic":
+            flops = self.flops_an_image("generators", item.name, self.plan.config.synthetic[item.name])
+        else:
+            config: Any = self.plan.config.teachers[item.name]
+            flops = self.flops_an_image("teachers", item.name, config)
+        if flops is None:
+            return None
+        if item.kind != "adapt":
+            return _seconds(flops * item.units, item.units / EVALUATION_BATCH, self.slot)
+        return 0.0 if config.adapt == "none" else self._adapt_seconds(config.adapt, flops, item.units)
+
+    def _adapt_seconds(self, way: str, flops: float, num_train: int) -> float:
+        from sweeper import adapt
+
+        num_images = num_train + self.plan.index.split_counts()["val"]
+        total = PROBE_S + _seconds(flops * num_images, num_images / adapt.BATCH, self.slot)
+        if way == "fine_tune":
+            work = BACKWARD_FACTOR * flops * adapt.FINE_TUNE_STEPS * adapt.FINE_TUNE_BATCH
+            total += _seconds(work, adapt.FINE_TUNE_STEPS, self.slot)
+        return total
+
+
+def _points(space: Space) -> list[TrialConfig]:
+    """Every combination of what decides a training's length, other leaves at their defaults."""
+    paths = ["student", "synthetic.source", "synthetic.ratio", "train.epochs", "train.epoch_size", "train.batch_size"]
+    try:
+        found: Iterable[dict[str, Any]] = space.joint_finite(paths, interior=True)
+    except ValueError:  # more combinations than it lists: the corners stand for them
+        return [TrialConfig.model_validate(corner) for corner in space.corners()]
+    points = []
+    for values in found:
+        tree: dict[str, Any] = {}
+        for path, value in values.items():
+            set_path(tree, path, value)
+        points.append(TrialConfig.model_validate(tree))
+    return points
+
+
+def _training_seconds(plan: Plan, points: Sequence[TrialConfig], slot: str) -> float | None:
+    """Mean device-seconds of a whole training over the points whose students can be counted."""
+    students = {fingerprint(point.student): point.student for point in points}
+    step = math.ceil(len(students) / MOST_STUDENTS)
+    size = int(plan.config.dataset.image_size)  # type: ignore[attr-defined]
+    flops = {key: student_flops(students[key], len(plan.index.class_names), size) for key in list(students)[::step]}
+    num_val = plan.index.split_counts()["val"]
+    found = []
+    for point in points:
+        forward = flops.get(fingerprint(point.student))
+        if forward is None:
+            continue
+        recipe = point.train
+        per_epoch = recipe.epoch_size or plan.num_train + plan.num_synthetic(point)
+        num_steps = math.ceil(per_epoch / recipe.batch_size)
+        work = forward * (BACKWARD_FACTOR * num_steps * recipe.batch_size + num_val)
+        found.append(recipe.epochs * _seconds(work, num_steps + num_val / EVALUATION_BATCH, slot))
+    return math.fsum(found) / len(found) if found else None
+
+
+def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> float | None:
+    """Operations of a student's forward on one image."""
+    import torch
+
+    from sweeper import flops, student
+
+    def make() -> Student:
+        return student.build(config.model_copy(update={"init": "random"}), num_classes, image_size, seed=0)
+
+    return flops.forward_flops(make, lambda model: model(torch.empty(1, 3, image_size, image_size)))
+
+
+def _search_seconds(config: SweepConfig, space: Space, training: float, shared: float) -> tuple[float, float]:
+    """Device-seconds of the search, its scheduler's early stops expected, and of the finalists.
+
+    Args:
+        training: mean seconds of a whole training.
+        shared: seconds of the artifacts, which count into a budget of GPU-hours.
+    """
+    scheduler: Any = config.search.scheduler
+    share: Callable[..., float] | None = getattr(registry.load("schedulers", scheduler.kind), "expected_share", None)
+    max_epochs = max(TrialConfig.model_validate(corner).train.epochs for corner in space.corners())
+    budgets = []
+    if config.search.trials is not None:
+        budgets.append(config.search.trials * training * (share(scheduler, max_epochs) if share else 1.0))
+    if config.search.gpu_hours is not None:
+        budgets.append(max(0.0, config.search.gpu_hours * 3600 - shared))
+    final = config.finalists
+    num_arms = 2 if final.ablate and config.teachers else 0  # the third arm is a finalist, as a rule
+    return min(budgets), (final.count + num_arms) * final.seeds * training
+
+
+def _local_lanes(config: SweepConfig, slot: str) -> int:
+    """Lanes that this machine holds, as `lane.plan_lanes` will find."""
+    resources: ResourceConfig = config.resources
+    workers = resources.workers_per_trial
+    num_lanes = len(os.sched_getaffinity(0)) // (resources.cpus_per_trial * workers)
+    if slot == "GPU" and resources.gpus_per_trial:
+        import torch
+
+        num_lanes = min(num_lanes, int(torch.cuda.device_count() / (resources.gpus_per_trial * workers)))
+    return max(1, min(num_lanes, config.search.trials or num_lanes))

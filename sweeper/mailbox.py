@@ -55,6 +55,8 @@ class Mailbox:
 
     async def take(self, lane: str, incarnation: int) -> tuple[str, Any] | None:
         """The next job of a lane, waiting for one; None when the lane should end."""
+        if self.aborted or self.incarnation[lane] != incarnation:  # the latter: a late call of a worker that died
+            return None
         if lane in self.held:
             job_id = self.held[lane]
             self.deaths[job_id] = self.deaths.get(job_id, 0) + 1

@@ -61,7 +61,8 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
     from sweeper.sweep import Sweep
 
     config, plan = prepared.plan.config, prepared.plan
-    console.header(header(prepared, forecast(plan, prepared.space.space, prepared.store)))
+    expected = forecast(plan, prepared.space.space, prepared.store, is_local=options.address is None)
+    console.header(header(prepared, expected))
 
     def stage(name: str, total: int, unit: str) -> AbstractContextManager[Counter]:
         return console.stage(name, total, unit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,11 +20,13 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from sweeper.errors import SweeperError
 from sweeper.fingerprint import fingerprint
 from sweeper.store import Store
 
 Progress = Callable[[int], None]  # told the number of rows done since the last call
 Summary = dict[str, Any]
+REFUSAL = "refusal"  # the column of a pickled SweeperError
 
 
 class Worker(Protocol):
@@ -48,7 +51,7 @@ def quiet() -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised; its log line would come besides
 
 
 def pool_size(num_rows: int, batch_size: int, *, gpus: bool) -> int:
@@ -82,17 +85,24 @@ def written(store: Store, prefix: str, columns: Sequence[str]) -> pa.Table:
 
 
 class _TableWorker:
-    """What Ray Data calls: builds the worker once, and turns its summary into a one-row table."""
+    """What Ray Data calls: builds the worker with its first batch, and turns its summaries into one-row tables.
+
+    A `SweeperError` travels home as a row: Ray Data's own wrapper keeps the message of an exception and loses its type,
+    and an actor that fails in its constructor is started again and again.
+    """
 
     def __init__(self, make: Callable[[], Worker]) -> None:
-        self.worker = make()
+        self.make = make
+        self.worker: Worker | None = None
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        return _summary_row(self.worker(rows))
-
-
-def _summary_row(summary: Summary) -> pa.Table:
-    return pa.table({name: [value] for name, value in summary.items()})
+        try:
+            if self.worker is None:
+                self.worker = self.make()
+            summary = self.worker(rows)
+        except SweeperError as error:
+            summary = {REFUSAL: pickle.dumps(error)}
+        return pa.table({name: [value] for name, value in summary.items()})
 
 
 def run(rows: pa.Table, make: Callable[[], Worker], shape: Shape, progress: Progress | None = None) -> list[Summary]:
@@ -102,6 +112,9 @@ def run(rows: pa.Table, make: Callable[[], Worker], shape: Shape, progress: Prog
         rows: light rows (ids, labels, references); a worker reads heavy data from the store itself.
         make: builds a worker inside its process; called once for each actor, or once for each task.
         progress: told `summary["rows"]` as batches come back.
+
+    Raises:
+        SweeperError: as a worker raised it.
     """
     quiet()
     blocks = max(1, -(-len(rows) // shape.batch_size))
@@ -121,10 +134,12 @@ def run(rows: pa.Table, make: Callable[[], Worker], shape: Shape, progress: Prog
             **options,
         )
     else:
-        done = source.map_batches(lambda batch: _summary_row(make()(batch)), **options)
+        done = source.map_batches(lambda batch: _TableWorker(make)(batch), **options)
     summaries: list[Summary] = []
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for summary in batch.to_pylist():
+            if summary.get(REFUSAL) is not None:
+                raise pickle.loads(summary[REFUSAL])
             summaries.append(summary)
             if progress is not None:
                 progress(int(summary["rows"]))

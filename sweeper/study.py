@@ -132,7 +132,9 @@ class Study:
         if outcome["state"] == "stopped":
             # The cost that it would have had: so far alone, a stopped trial would look cheap.
             cost = Cost(cost.adapt, cost.targets, cost.synthetic, cost.train / max(1e-9, 1 - left))
-        self._handle(number).set_constraint(EARLY_STOPPED, left if outcome["state"] == "stopped" else 0.0)
+        handle = self._handle(number)
+        if EARLY_STOPPED not in handle.constraints:  # set already where the run was killed just before `tell`
+            handle.set_constraint(EARLY_STOPPED, left if outcome["state"] == "stopped" else 0.0)
         values = {"accuracy": accuracy, "gpu_hours": cost.as_hours()["gpu_hours"]}
         self.study.tell(number, [values[name] for name in self.objectives])
 

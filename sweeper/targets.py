@@ -182,8 +182,21 @@ def build(
         artifacts: what is to be committed, by (teacher, image-set key): all pairs of the pass.
 
     Raises:
-        RunFailed: rows are missing or there twice, or differ from what the teachers say live.
+        RunFailed: rows are missing or there twice, or differ from what the teachers say live; nothing stays staged.
     """
+    try:
+        done, ids = _checked_pass(store, spec, gpus, progress)
+        return [_commit(store, spec, item, pair, done, ids[pair[1]]) for pair, item in artifacts.items()]
+    except BaseException:
+        for prefix in spec.prefixes.values():
+            store.discard(prefix)
+        raise
+
+
+def _checked_pass(
+    store: Store, spec: PassSpec, gpus: float, progress: Progress | None
+) -> tuple[list[Summary], dict[str, list[str]]]:
+    """Run the pass and check what it wrote; returns the workers' summaries and the ids of each image set."""
     ids: dict[str, list[str]] = {}
     rows = []
     for key in spec.prefixes:
@@ -206,23 +219,24 @@ def build(
     cosine = min(s["cosine"] for s in done)
     if not cosine >= MIN_COSINE:
         raise RunFailed(f"targets: cached rows differ from a live forward (cosine {cosine:.4f}, allowed: {MIN_COSINE})")
-    committed = []
-    for (teacher, key), item in artifacts.items():
-        seconds = sum(s.get(f"{key}/{teacher}") or 0.0 for s in done)
-        names = {"sample_id": "sample_id", "view": "view", "box": "box"}
-        committed.append(
-            store.commit(
-                item.key,
-                "targets",
-                dict(item.spec),
-                spec.prefixes[key],
-                columns={**names, "logits": f"{teacher}.logits", "embedding": f"{teacher}.embedding"},
-                rows=len(ids[key]) * spec.views.per_image,
-                meta={"cosine": cosine},
-                charge=Charge(
-                    stage="targets", key=item.key, seconds=seconds, device=done[0]["device"], units=item.units
-                ),
-                dependencies=item.dependencies,
-            )
-        )
-    return committed
+    return done, ids
+
+
+def _commit(
+    store: Store, spec: PassSpec, item: Artifact, pair: tuple[str, str], done: Sequence[Summary], ids: Sequence[str]
+) -> Record:
+    """One teacher's targets of one image set: its columns of the files that the pass shares."""
+    teacher, key = pair
+    seconds = sum(s.get(f"{key}/{teacher}") or 0.0 for s in done)
+    names = {"sample_id": "sample_id", "view": "view", "box": "box"}
+    return store.commit(
+        item.key,
+        "targets",
+        dict(item.spec),
+        spec.prefixes[key],
+        columns={**names, "logits": f"{teacher}.logits", "embedding": f"{teacher}.embedding"},
+        rows=len(ids) * spec.views.per_image,
+        meta={"cosine": min(s["cosine"] for s in done)},
+        charge=Charge(stage="targets", key=item.key, seconds=seconds, device=done[0]["device"], units=item.units),
+        dependencies=item.dependencies,
+    )

@@ -1,4 +1,4 @@
-"""A loss that fails, in jobs that are sent to a lane: the process that unpickles its settings knows the kind from then on.
+"""A loss that fails, for jobs that are sent to a lane: the process that unpickles its settings knows the kind then on.
 
 It lies outside of `sweeper/losses/`, so that no user's file can name it, and the driver never registers it.
 """

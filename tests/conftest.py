@@ -1,9 +1,11 @@
-"""What tests share: one Ray session and one small sweep's artifacts for the whole run, made for the first test that asks."""
+"""What tests share: one Ray session and the artifacts of one small sweep, made for the first test that asks."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from small_sweep import Built
 
+    from sweeper.lane import LanePool
     from sweeper.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in Ray's workers, which inherit it
@@ -21,7 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray of two CPUs, set up as `sweeper run` does it, whose workers can import this checkout and the tests."""
+    """A local Ray set up as `sweeper run` does it, with room for the shared lane and for one of two workers."""
     import ray
 
     from sweeper import session
@@ -35,7 +38,7 @@ def ray_session() -> Iterator[None]:
             patch.setenv(name, value)
         ray.init(
             address="local",
-            num_cpus=2,
+            num_cpus=3,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -73,6 +76,23 @@ def built(ray_session: None, generator_folder: Path, tmp_path_factory: pytest.Te
 
     tree = small_sweep.space_tree(generator_folder)
     return small_sweep.build(tree, tmp_path_factory.mktemp("small"), generator_folder)
+
+
+@pytest.fixture(scope="session")
+def pool(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanePool]:
+    """One lane of one worker over the small sweep's store; its events and job names are shared by all tests."""
+    from sweeper.lane import LanePlan, lanes
+
+    with lanes(LanePlan(1, 1, 1, 0.0), built.store.uri, tmp_path_factory.mktemp("lane")) as running:
+        yield running
+
+
+@pytest.fixture
+def own(built: Built, tmp_path: Path) -> Built:
+    """The small sweep with a copy of its store, for tests that change it."""
+    from sweeper.store import Store
+
+    return replace(built, store=Store(str(shutil.copytree(built.store.uri, tmp_path / "own"))))
 
 
 @pytest.fixture

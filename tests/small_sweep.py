@@ -115,9 +115,7 @@ class Built:
             num_synthetic=self.plan.num_synthetic(config),
             targets=tuple(self.plan.targets[config.teacher, key].key for key in sets) if taught else (),
         )
-        return Job(
-            config=dict(trial), refs=refs, views=self.config.views, view_seed=SEED, seed=seed, final=final
-        )
+        return Job(config=dict(trial), refs=refs, views=self.config.views, view_seed=SEED, seed=seed, final=final)
 
 
 def build(tree: Mapping[str, Any], folder: Path, generator: Path) -> Built:

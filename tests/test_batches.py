@@ -39,9 +39,7 @@ def telling_data(num: int = 7, config: ViewConfig = VIEWS) -> Any:
     """Data whose targets say which (sample, view) they are of."""
     data = trial_data(num)
     boxes_NV5 = made_up_targets(data.train, data.keys_N, config).views_NV5
-    which = torch.stack(
-        torch.meshgrid(torch.arange(num), torch.arange(config.per_image), indexing="ij"), dim=-1
-    ).half()
+    which = torch.stack(torch.meshgrid(torch.arange(num), torch.arange(config.per_image), indexing="ij"), dim=-1).half()
     return trial_data(num, targets=Targets(boxes_NV5, which, which + 100), views=config)
 
 
@@ -117,9 +115,7 @@ def test_without_a_teacher_each_pass_draws_fresh_views() -> None:
         assert batch.teacher_embedding_BT is None
         keys = data.keys_N[batch.index_B.numpy()]
         boxes_B5 = torch.from_numpy(views.draw_views(VIEWS, 0, keys, np.full(7, q + 1)))
-        assert torch.equal(
-            batch.images_BCHW, views.apply_views(data.train.images_BCHW[batch.index_B], boxes_B5, SIZE)
-        )
+        assert torch.equal(batch.images_BCHW, views.apply_views(data.train.images_BCHW[batch.index_B], boxes_B5, SIZE))
         shown.append(batch.images_BCHW[batch.index_B.argsort()])
     for i, one in enumerate(shown):
         for other in shown[:i]:
@@ -214,9 +210,7 @@ def test_targets_follow_their_samples(store: Store) -> None:
     commit_targets(store, "real-targets", real)
     made = [f"synthetic/{label}/{index}" for label in range(3) for index in range(2)]
     commit_targets(store, "made-targets", made)
-    refs = DataRefs(
-        images="images", synthetic=("first",), num_synthetic=4, targets=("real-targets", "made-targets")
-    )
+    refs = DataRefs(images="images", synthetic=("first",), num_synthetic=4, targets=("real-targets", "made-targets"))
     data = read(store, refs)
     assert data.targets.logits_NVK.shape == (9, VIEWS.per_image, 2)
     assert data.targets.embedding_NVT.shape == (9, VIEWS.per_image, 4)

@@ -22,12 +22,12 @@ LAYERS: tuple[set[str], ...] = (
     {"run", "sweep", "prepared", "artifacts", "harvest", "session"},
     {"search", "study", "results", "archive", "report", "rows", "provenance"},
     {"lane", "mailbox", "finalists"},
-    {"train"},
+    {"train", "forecast"},
     {"targets", "synthesize", "ingest", "adapt", "shards", "batches", "student", "evaluate"},
-    {"plan", "forecast", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config"},
+    {"plan", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config"},
     FAMILIES,
     {"space", "conditions", "domain_forms", "domain", "located_yaml"}
-    | {"pareto", "ledger", "registry", "fingerprint", "views", "zoo"},
+    | {"pareto", "ledger", "registry", "fingerprint", "views", "flops", "zoo"},
     {"console", "tables", "tally", "files", "errors"},
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ A kind's module holds
     class Config(Settings)              `kind`, `max_ratio` and whatever decides an image
     identity(config) -> dict            what decides an image: plain JSON values, local weights by their sha256
     build(config, device) -> Generator
+    flops_an_image(config, class_names) -> float | None     may be left out: for the forecast, without reading weights
 
 `max_ratio` is the largest synthetic : real ratio that a trial may ask for. It is no part of the identity, because an
 image depends on its label and its seed only: asking for more images later keeps those that exist.

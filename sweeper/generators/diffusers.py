@@ -10,6 +10,7 @@ each call has the same batch size (the last one is padded), so that it is the sa
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "{label}"
 SAFETY_REDRAWS = 4
+LATENT_FACTOR, TOKENS = 8, 77  # of Stable Diffusion's autoencoders and text encoders, which the forecast assumes
 
 
 class Config(Settings):
@@ -80,6 +82,42 @@ def build(config: Config, device: torch.device | str) -> DiffusersGenerator:
         raise InputError("precision: fp16 needs a GPU, and images are drawn on the CPU here; use fp32 or bf16")
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
     return DiffusersGenerator(config, _load(config).to(device, dtype))
+
+
+def flops_an_image(config: Config, class_names: Sequence[str]) -> float | None:
+    """Operations of drawing one image: the denoiser's, at every step; None for a pipeline that is not on this disk.
+
+    Text encoders and decoders, which run once an image, are left out.
+    """
+    path = _local_folder(config)
+    part = next((p for p in ("unet", "transformer") if path is not None and (path / p / "config.json").is_file()), None)
+    if path is None or part is None:
+        return None
+    import diffusers
+    import torch
+
+    from sweeper import flops
+
+    settings = json.loads((path / part / "config.json").read_text(encoding="utf-8"))
+    kind = getattr(diffusers, settings["_class_name"], None)
+    size = settings.get("sample_size")
+    if kind is None or not isinstance(size, int):
+        return None
+    if config.size is not None:
+        size = config.size // LATENT_FACTOR if (path / "vae").is_dir() else config.size
+    passes = 2 if (config.guidance or 0) > 1 else 1  # classifier-free guidance asks twice
+
+    def denoise(model: torch.nn.Module) -> None:
+        takes = inspect.signature(model.forward).parameters
+        arguments: dict[str, Any] = {"timestep": torch.zeros(1, dtype=torch.long)}
+        if "class_labels" in takes and (settings.get("num_class_embeds") or settings.get("num_embeds_ada_norm")):
+            arguments["class_labels"] = torch.zeros(1, dtype=torch.long)
+        if "encoder_hidden_states" in takes and isinstance(settings.get("cross_attention_dim"), int):
+            arguments["encoder_hidden_states"] = torch.zeros(1, TOKENS, settings["cross_attention_dim"])
+        model(torch.empty(1, settings["in_channels"], size, size), **arguments)
+
+    a_step = flops.forward_flops(lambda: kind.from_config(settings), denoise)
+    return None if a_step is None else passes * config.steps * a_step
 
 
 class DiffusersGenerator:

@@ -32,6 +32,16 @@ def grace_epochs(config: Config, max_t: int) -> int:
     return min(max(1, math.ceil(share - 1e-9)), max_t)
 
 
+def expected_share(config: Config, max_t: int) -> float:
+    """The share of the epochs that a long search trains: 1/reduction of the trials goes on at each rung."""
+    done, alive, share = 0.0, 1.0, 0.0
+    rung: float = grace_epochs(config, max_t)
+    while rung < max_t:
+        share += alive * (rung - done) / max_t
+        done, alive, rung = rung, alive / config.reduction, rung * config.reduction
+    return share + alive * (max_t - done) / max_t
+
+
 def build(config: Config, max_t: int) -> TrialScheduler:
     """Tune's ASHA over one bracket, since further brackets only dilute the stopping (arXiv 1810.05934, section 3)."""
     from ray.tune.schedulers import AsyncHyperBandScheduler

@@ -5,6 +5,7 @@ A kind's module holds
     class Config(Settings)              `kind`, `adapt` and whatever names the model and its weights
     identity(config) -> dict            what decides the teacher's outputs: plain JSON values, weights by their sha256
     build(config, class_names) -> Teacher
+    flops_an_image(config, class_names) -> float | None     may be left out: for the forecast, without reading weights
 
 Shapes: B images, C channels, H x W pixels, K classes, D embedding width.
 """

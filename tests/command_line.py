@@ -1,0 +1,53 @@
+"""`sweeper` as its user starts it: a process of its own in a folder of its own, with its output in pipes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sweeper.session import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
+
+REPOSITORY = Path(__file__).parents[1]
+PATIENCE_S = 300.0
+VERB = "import sys; from sweeper.cli import main; main(prog_name='sweeper')"
+NOISE = re.compile(r"[^\n\x20-\x7e]|\bray|warning|deprecat|traceback|\bpid=", re.IGNORECASE)
+
+
+def environment() -> Mapping[str, str]:
+    """This process's, without what the shared Ray session set in it; one thread a process, as in all tests."""
+    ours = {*DRIVER_ENVIRONMENT, *WORKER_ENVIRONMENT, "SWEEPER_STORE", "RAY_ADDRESS", "COLUMNS", "PYTHONPATH"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder: Path, *arguments: str, code: str = VERB) -> subprocess.Popen[str]:
+    """Start it, in a process group of its own, so that it can be sent what a terminal's Ctrl-C sends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+    """Wait for its end."""
+    try:
+        out, err = process.communicate(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def sweeper(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    return finish(start(folder, *arguments))

@@ -1,0 +1,193 @@
+"""Teachers: the probe is scikit-learn's, what is stored gives the same teacher back, and the test split is never read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from samples import CLASS_NAMES, SIZE, VIEWS, colour_split, commit_images
+from sklearn.linear_model import LogisticRegression
+
+from sweeper import adapt, views
+from sweeper.batches import DataCache, image_split
+from sweeper.errors import RunFailed
+from sweeper.plan import Artifact, artifact
+from sweeper.registry import Settings
+from sweeper.store import Record, Store
+from sweeper.teachers import timm
+
+COUNTS = {"train": 18, "val": 9, "test": 9}
+
+
+def clusters(num: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping classes with features of very different scales and offsets."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num) % num_classes
+    features = rng.normal(size=(num, 4)) + 1.5 * np.eye(4)[labels]
+    return features * [1, 100, 0.01, 1] + [0, 1000, 0, -3], labels
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_probe_is_a_logistic_regression(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = clusters(60, num_classes, 0)
+    val, val_labels = clusters(30, num_classes, 1)
+    monkeypatch.setattr(adapt, "PROBE_PENALTIES", (0.5,))
+    head = adapt.fit_probe(train, labels, val, val_labels)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    oracle = LogisticRegression(C=0.5, max_iter=500, tol=1e-8).fit((train - mean) / std, labels)
+    with torch.no_grad():
+        found = torch.softmax(head(torch.from_numpy(val).float()), dim=1).numpy()
+    assert found.shape == (30, num_classes)
+    np.testing.assert_allclose(found, oracle.predict_proba((val - mean) / std), atol=2e-3)
+
+
+def test_the_penalty_is_the_best_on_validation_and_the_smallest_of_equals(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = clusters(30, 3, 0)
+    val, val_labels = clusters(300, 3, 1)
+
+    def probe(*penalties: float) -> tuple[float, torch.Tensor]:
+        monkeypatch.setattr(adapt, "PROBE_PENALTIES", penalties)
+        head = adapt.fit_probe(train, labels, val, val_labels)
+        predicted = head(torch.from_numpy(val).float()).argmax(dim=1).numpy()
+        return float((predicted == val_labels).mean()), head.weight.detach()
+
+    alone = {penalty: probe(penalty) for penalty in (1e-9, 0.1, 10.0)}
+    scores = {penalty: score for penalty, (score, _) in alone.items()}
+    assert len(set(scores.values())) > 1, "the choice matters here"
+    best = max(alone, key=lambda penalty: (scores[penalty], -penalty))
+    assert torch.equal(probe(*alone)[1], alone[best][1])
+    twice = probe(0.1, 0.1000001)
+    assert torch.equal(twice[1], alone[0.1][1])
+
+
+def teacher_config(way: str, **fields: Any) -> timm.Config:
+    return timm.Config(**{"model": "test_resnet", "weights": "none", "adapt": way, "input_size": 32, **fields})
+
+
+def adapted(store: Store, config: Settings, seed: int = 0) -> tuple[Artifact, Record]:
+    images = store.get("images") or commit_images(store, COUNTS)
+    spec: Mapping[str, Any] = {"teacher": config.model_dump(mode="json"), "images": images.key, "seed": seed}
+    item = artifact("adapt", spec, "t", COUNTS["train"], [images.key])
+    return item, adapt.build(store, item, config, CLASS_NAMES, VIEWS)
+
+
+def val_split(store: Store) -> Any:
+    table = DataCache(store).table("images")
+    return image_split(table.filter(np.array(table["split"].to_pylist()) == "val"), SIZE)
+
+
+@pytest.mark.parametrize("way", ["linear_probe", "fine_tune", "none"])
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_the_stored_teacher_is_the_one_that_was_adapted(
+    store: Store, way: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", 2)
+    monkeypatch.setattr(adapt, "FINE_TUNE_BATCH", 8)
+    config = teacher_config(way, model=model)
+    kept: list[Any] = []
+    build = timm.build
+
+    def watched(*args: Any) -> Any:
+        kept.append(build(*args))
+        return kept[-1]
+
+    monkeypatch.setattr(timm, "build", watched)
+    item, record = adapted(store, config)
+    loaded = adapt.load_teacher(store, item.key, config, CLASS_NAMES)
+    original, untouched = kept[0], build(config, CLASS_NAMES)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in (*loaded.parameters(), *original.parameters()))
+    val = val_split(store)
+    features, logits = adapt.embed(loaded, val, torch.device("cpu"))
+    expected = adapt.embed(original, val, torch.device("cpu"))
+    assert torch.equal(features, expected[0])
+    assert expected[1] is not None
+    assert torch.equal(logits, expected[1])
+    assert torch.equal(features, adapt.embed(untouched, val, torch.device("cpu"))[0]) == (way != "fine_tune")
+    accuracy = float((logits.argmax(dim=1) == val.labels_B).float().mean())
+    assert record.meta == {"accuracy_val": pytest.approx(accuracy), "adapt": way}
+    assert record.dependencies == ("images",)
+    assert record.charge is not None
+    assert (record.charge.stage, record.charge.key, record.charge.device) == ("adapt", item.key, "cpu")
+    assert (record.charge.seconds > 0.001) == (way != "none")
+
+
+def test_a_probe_of_random_features_already_knows_colours(store: Store) -> None:
+    _, record = adapted(store, teacher_config("linear_probe"))
+    assert record.meta["accuracy_val"] > 0.8
+
+
+def test_the_test_split_is_never_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    item, record = adapted(store, teacher_config("linear_probe"))
+    weights = store.read_bytes(record, "changed.safetensors")
+    other = Store(f"{store.uri}-other")
+    read = other.read_table
+    commit_images(other, COUNTS)
+
+    def scrambled(record: Record, columns: Any = None) -> Any:
+        table = read(record, columns)
+        keep = np.array(table["split"].to_pylist()) != "test"
+        return table.filter(keep)
+
+    monkeypatch.setattr(Store, "read_table", lambda self, record, columns=None: scrambled(record, columns))
+    _, again = adapted(other, teacher_config("linear_probe"))
+    assert other.read_bytes(again, "changed.safetensors") == weights
+    assert item.key == again.key
+
+
+def test_fine_tuning_lowers_the_loss_and_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", 12)
+    monkeypatch.setattr(adapt, "FINE_TUNE_BATCH", 18)
+    split = colour_split(18)
+    keys_N = np.array([views.sample_key(str(i)) for i in range(18)], dtype=np.uint64)
+
+    def tuned(seed: int, steps: int = 12) -> tuple[float, dict[str, torch.Tensor]]:
+        monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", steps)
+        teacher = timm.build(teacher_config("fine_tune"), CLASS_NAMES)
+        teacher.with_classifier(torch.zeros(3, teacher.embedding_dim), torch.zeros(3))
+        adapt.fine_tune(teacher, split, keys_N, VIEWS, seed)
+        assert not teacher.training
+        _, logits = adapt.embed(teacher.train(), split, torch.device("cpu"))
+        loss = torch.nn.functional.cross_entropy(logits, split.labels_B)
+        return loss.item(), {n: v.clone() for n, v in teacher.state_dict().items()}
+
+    assert tuned(0)[0] < 0.8 * tuned(0, steps=0)[0]
+    one, again, other = tuned(0, 2)[1], tuned(0, 2)[1], tuned(1, 2)[1]
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_missing_is_named(store: Store) -> None:
+    config = teacher_config("none")
+    item = artifact("adapt", {"images": "images", "seed": 0}, "t", 1)
+    with pytest.raises(RunFailed, match="images images are not in .*; run again"):
+        adapt.build(store, item, config, CLASS_NAMES, VIEWS)
+    with pytest.raises(RunFailed, match="adapted teacher nowhere is not in .*; run again"):
+        adapt.load_teacher(store, "nowhere", config, CLASS_NAMES)
+
+
+def test_a_teacher_without_finite_outputs_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = adapt.embed
+
+    def broken(*args: Any) -> Any:
+        features, logits = embed(*args)
+        return features, torch.full_like(logits, float("nan"))
+
+    monkeypatch.setattr(adapt, "embed", broken)
+    with pytest.raises(RunFailed, match="teacher 't': its outputs on the validation images are not finite"):
+        adapted(store, teacher_config("none"))
+    assert list(store.find("adapt")) == []
+
+
+def test_each_batch_of_embeddings_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = timm.build(teacher_config("none"), CLASS_NAMES)
+    split = colour_split(7)
+    whole = adapt.embed(teacher, split, torch.device("cpu"))
+    monkeypatch.setattr(adapt, "BATCH", 3)
+    parts = adapt.embed(teacher, split, torch.device("cpu"))
+    torch.testing.assert_close(parts, whole)
+    assert len(whole[0]) == 7
+    assert adapt.embed(teacher.without_classifier(), split, torch.device("cpu"))[1] is None

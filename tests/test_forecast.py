@@ -1,0 +1,245 @@
+"""The forecast against counted operations, made-up records of the store and closed forms."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sweeper import flops, forecast, student, zoo
+from sweeper.config import StudentConfig, SweepConfig
+from sweeper.datasets import digits
+from sweeper.generators import diffusers as generators
+from sweeper.ledger import Charge
+from sweeper.plan import Artifact, Plan, make_plan
+from sweeper.schedulers import asha
+from sweeper.space import Space
+from sweeper.store import Store
+from sweeper.teachers import timm as teachers
+
+TEACHER = {"kind": "timm", "model": "test_resnet", "weights": "none", "input_size": 32}
+GENERATOR = {"kind": "diffusers", "model": "zoo:generator", "steps": 3, "max_ratio": 1}
+NAMES = [str(i) for i in range(10)]
+ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="rates of a CPU slot")
+
+
+def sweep(
+    *, trial: dict[str, Any] | None = None, search: dict[str, Any] | None = None, **changes: Any
+) -> tuple[SweepConfig, Space]:
+    values: dict[str, Any] = {
+        "name": "t",
+        "dataset": {"kind": "digits", "train_per_class": 3},
+        "views": {"per_image": 2},
+        "teachers": {"cnn": TEACHER},
+        "trial": {
+            "teacher": {"choice": ["cnn", "none"]},
+            "student": {"model": "test_efficientnet"},
+            "loss": {"kl": {"weight": 1.0}},
+            "train": {"epochs": 8, "batch_size": 32, "epoch_size": 64},
+            **(trial or {}),
+        },
+        "search": {"trials": 10, **(search or {})},
+        "finalists": {"count": 1, "seeds": 1, "ablate": False},
+    }
+    config = SweepConfig.model_validate({**values, **changes})
+    return config, Space(config.trial)
+
+
+def planned(config: SweepConfig, space: Space, store: Store) -> Plan:
+    dataset: Any = config.dataset
+    return make_plan(config, space, digits.index(dataset, config.seed), store)
+
+
+def expected(store: Store, **changes: Any) -> forecast.Forecast:
+    config, space = sweep(**changes)
+    return forecast.forecast(planned(config, space, store), space, store)
+
+
+def keep(store: Store, item: Artifact, seconds: float, *, units: int | None = None, device: str = "cpu") -> None:
+    """A record of `item`, as if it had taken so long."""
+    prefix = store.staging()
+    store.write_bytes(prefix, "x", b"x")
+    stage: Any = item.kind
+    charge = Charge(stage=stage, key=item.key, seconds=seconds, device=device, units=units or item.units)
+    store.commit(item.key, item.kind, dict(item.spec), prefix, charge=charge)
+
+
+def test_operations_of_a_linear_layer() -> None:
+    assert flops.forward_flops(lambda: nn.Linear(8, 4), lambda m: m(torch.empty(3, 8))) == 2 * 3 * 8 * 4
+
+
+def test_a_model_that_looks_at_values_is_not_counted() -> None:
+    assert flops.forward_flops(lambda: nn.Linear(8, 4), lambda m: m(torch.empty(3, 8)).sum().item()) is None
+
+
+@pytest.mark.parametrize("model", ["test_efficientnet", "test_vit"])
+def test_a_student_counts_as_a_real_one_does(model: str) -> None:
+    config = StudentConfig(model=model)
+    built = student.build(config, 10, 32, seed=0).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        built(torch.zeros(1, 3, 32, 32))
+    assert forecast.student_flops(config, 10, 32) == counter.get_total_flops() > 1e6
+
+
+def test_pretrained_students_are_counted_without_their_weights() -> None:
+    named, random = StudentConfig(model="resnet18", init="pretrained"), StudentConfig(model="resnet18")
+    assert forecast.student_flops(named, 10, 32) == forecast.student_flops(random, 10, 32)
+
+
+def test_teachers_are_counted_without_their_weights(tmp_path: Path) -> None:
+    folder = shutil.copytree(zoo.resolve("cnn"), tmp_path / "cnn", ignore=shutil.ignore_patterns("*.safetensors"))
+    counter = FlopCounterMode(display=False)
+    real = teachers.build(teachers.Config(weights="zoo:cnn"), NAMES)
+    with torch.no_grad(), counter:
+        real(torch.zeros(1, 3, real.input_size, real.input_size))
+    assert teachers.flops_an_image(teachers.Config(weights=str(folder)), NAMES) == counter.get_total_flops()
+    assert teachers.flops_an_image(teachers.Config(model="resnet18", weights="hub"), NAMES)
+
+
+def test_generators_count_their_steps() -> None:
+    def count(**changes: Any) -> float | None:
+        return generators.flops_an_image(generators.Config.model_validate({**GENERATOR, **changes}), NAMES)
+
+    one = count(steps=1)
+    assert one
+    assert count(steps=7) == 7 * one
+    assert count(steps=1, guidance=3.0) == 2 * one
+    assert count(model="nobody/has-this-one") is None
+
+
+def test_generators_of_text_and_latents_are_counted(tmp_path: Path) -> None:
+    settings = {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 8,
+        "in_channels": 4,
+        "block_out_channels": [32, 64],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "cross_attention_dim": 16,
+    }
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model_index.json").write_text("{}")
+
+    def count(**changes: Any) -> float:
+        config = generators.Config(model=str(tmp_path), prompt="a {label}", steps=1, **changes)
+        return generators.flops_an_image(config, NAMES) or 0.0
+
+    assert count(size=16) > 3 * count() > 0
+    (tmp_path / "vae").mkdir()
+    assert count(size=64) == count()  # of 8 x 8 latents
+
+
+@ON_CPU
+def test_an_empty_store(store: Store) -> None:
+    found = expected(store)
+    assert list(found.seconds) == ["adapt", "targets", "search", "finalists"]
+    assert not found.measured
+    assert not found.unknown
+    assert found.seconds["search"] == pytest.approx(10 * found.seconds["finalists"])
+    forward = forecast.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
+    assert forward is not None
+    batches = 8 * (2 + 200 / forecast.EVALUATION_BATCH)
+    work = 8 * forward * (3 * 64 + 200)
+    assert found.seconds["finalists"] == pytest.approx(work / forecast.RATE_CPU_FLOPS + batches * forecast.BATCH_S)
+
+
+@ON_CPU
+def test_a_space_is_averaged_over_its_combinations(store: Store) -> None:
+    def final(epochs: Any) -> float:
+        trial = {"train": {"epochs": epochs, "epoch_size": 64, "batch_size": 32}}
+        return expected(store, trial=trial).seconds["finalists"]
+
+    assert final({"choice": [2, 4, 12]}) == pytest.approx((final(2) + final(4) + final(12)) / 3)
+
+
+@ON_CPU
+def test_budgets_and_stops(store: Store) -> None:
+    whole = expected(store).seconds["search"]
+    scheduler = {"kind": "asha", "grace": 2, "reduction": 2}
+    assert expected(store, search={"scheduler": scheduler}).seconds["search"] == pytest.approx(whole * 0.5)
+    capped = expected(store, search={"trials": 10**6, "gpu_hours": 0.01})
+    assert capped.seconds["search"] == pytest.approx(36 - capped.seconds["adapt"] - capped.seconds["targets"])
+
+
+def test_the_share_that_asha_trains() -> None:
+    config = asha.Config(grace=0.25, reduction=3)
+    assert asha.expected_share(config, 40) == pytest.approx(1 / 4 + 1 / 3 * 1 / 2 + 1 / 9 * 1 / 4)
+    assert asha.expected_share(asha.Config(grace=40), 40) == 1.0
+
+
+@ON_CPU
+def test_what_this_teacher_took_before_is_scaled(store: Store) -> None:
+    earlier_config, earlier_space = sweep(dataset={"kind": "digits", "train_per_class": 5})
+    earlier = planned(earlier_config, earlier_space, store)
+    adapt, targets = earlier.adapt["cnn"], next(iter(earlier.targets.values()))
+    keep(store, adapt, forecast.PROBE_S + 5.0)
+    keep(store, targets, 50.0)
+    found = expected(store)  # 3 instead of 5 images a class
+    assert found.measured == ("adapt", "targets")
+    assert found.seconds["targets"] == pytest.approx(30.0)
+    assert found.seconds["adapt"] == pytest.approx(forecast.PROBE_S + 3.0)
+    assert "teachers and targets as measured before" in " ".join(" ".join(found.lines()).split())
+
+
+@ON_CPU
+def test_other_teachers_and_other_devices_say_nothing(store: Store) -> None:
+    fresh = expected(store).seconds
+    earlier_config, earlier_space = sweep(dataset={"kind": "digits", "train_per_class": 5})
+    keep(store, planned(earlier_config, earlier_space, store).adapt["cnn"], 1e6, device="NVIDIA H100")
+    other_config, other_space = sweep(
+        teachers={"cnn": {**TEACHER, "model": "test_vit", "model_args": {"img_size": 32}}}
+    )
+    other = planned(other_config, other_space, store)
+    keep(store, other.adapt["cnn"], 1e6)
+    keep(store, next(iter(other.targets.values())), 1e6)
+    found = expected(store)
+    assert found.seconds == fresh
+    assert not found.measured
+
+
+@ON_CPU
+def test_what_is_in_the_store_costs_nothing(store: Store) -> None:
+    plan = planned(*sweep(), store)
+    for item in plan.artifacts():
+        if item.kind != "images":
+            keep(store, item, 3.0)
+    assert list(expected(store).seconds) == ["search", "finalists"]
+
+
+def test_a_pipeline_that_is_not_on_disk_is_not_known(store: Store) -> None:
+    trial = {"synthetic": {"source": "sd", "ratio": {"choice": [0, 1]}}}
+    synthetic = {"sd": {"kind": "diffusers", "model": "nobody/has-this-one", "prompt": "a {label}"}}
+    found = expected(store, trial=trial, synthetic=synthetic)
+    assert found.unknown == ("synthetic of sd",)
+    assert "synthetic" not in found.seconds
+    assert "not known: synthetic of sd" in " ".join(" ".join(found.lines()).split())
+
+
+def test_lines_fit_the_header() -> None:
+    stages = ("adapt", "synthetic", "targets", "search", "finalists")
+    found = forecast.Forecast(
+        dict.fromkeys(stages, 12345.6), ("adapt", "synthetic", "targets"), ("synthetic of " + "long " * 20,), "GPU", 17
+    )
+    lines = found.lines()
+    assert lines[0].startswith("  forecast   17 h 08 min of device time: teachers 3 h 25 min, ")
+    assert all(len(line) < 100 and "\xa0" not in line for line in lines)
+    assert all(line.startswith(" " * 13) for line in lines[1:])
+    assert "on 17 lanes at 10,000 GFLOP/s a GPU slot" in " ".join(" ".join(lines).split())
+
+
+def test_lanes_are_told_of_this_machine_only(store: Store) -> None:
+    config, space = sweep()
+    plan = planned(config, space, store)
+    here, elsewhere = (forecast.forecast(plan, space, store, is_local=is_local) for is_local in (True, False))
+    assert here.lanes is not None
+    assert here.wall_s == pytest.approx(forecast.START_S + here.total / here.lanes)
+    assert elsewhere.wall_s is None
+    assert "lane" not in " ".join(elsewhere.lines())

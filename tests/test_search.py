@@ -1,0 +1,146 @@
+"""Tune, Optuna and a lane together: however a trial ends, it ends with an outcome in the study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from small_sweep import Built, make, space_tree
+
+from sweeper import search
+from sweeper.config import TrialConfig
+from sweeper.lane import LanePool
+from sweeper.ledger import Cost
+from sweeper.plan import artifact_uses
+from sweeper.study import EARLY_STOPPED, Study, spent_seconds
+
+TRAIN = {"epochs": 4, "batch_size": 16, "epoch_size": 96, "lr": 3e-3}
+
+
+class Sought:
+    """One search on the shared lane, in a folder and with job names of its own."""
+
+    def __init__(
+        self,
+        built: Built,
+        pool: LanePool,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        *,
+        trial: Any = None,
+        **section: Any,
+    ) -> None:
+        changed = {"trial": {**space_tree(built.generator)["trial"], **(trial or {})}, "search": section}
+        tree = space_tree(built.generator, **changed)
+        config, space, self.plan = make(tree, folder, built.store)
+        self.built, self.pool, self.folder, self.config = built, pool, folder, config
+        self.book = Study(folder / "journal.log", config.search, space, config.seed)
+        self.space = space
+        self.events: list[Mapping[str, Any]] = []
+        patch.setattr(search, "job_id", lambda number: f"{folder.name}-{number}")  # the lane's events are shared
+
+    def run(self, shared_seconds: float = 0.0) -> list[dict[str, Any]]:
+        """Run the search to its end; returns the outcomes by number."""
+        hooks = search.Hooks(
+            make_job=lambda trial: self.built.job(trial.model_dump(mode="json")),
+            cost=lambda trial, seconds: Cost.alone(seconds, artifact_uses(self.plan, trial, self.built.records)),
+            shared_seconds=shared_seconds,
+            on_event=self.events.append,
+        )
+        epochs = max(point["train"]["epochs"] for point in self.space.corners())
+        search.run(self.book, self.pool, self.config.search, epochs, hooks, self.folder)
+        return [trial.user_attrs["outcome"] for trial in self.book.trials()]
+
+    def configs(self) -> list[TrialConfig]:
+        return [TrialConfig.model_validate(trial.user_attrs["config"]) for trial in self.book.trials()]
+
+
+def test_every_trial_has_an_outcome_and_a_failing_one_stops_nothing(
+    built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fifo; the first trial was cut short by an earlier session, and half of the learning rates are absurd."""
+    absurd = 1e30
+    trial = {"train": {**TRAIN, "lr": {"choice": [3e-3, absurd]}}, "teacher": {"choice": ["cnn", "none"]}}
+    sought = Sought(built, pool, tmp_path, monkeypatch, trial=trial, trials=6, sampler="random")
+    number, interrupted = sought.book.ask()
+    outcomes = sought.run()
+    configs = sought.configs()
+    assert [trial.number for trial in sought.book.trials()] == list(range(6))
+    assert configs[number] == interrupted
+    rates = [config.train.lr for config in configs]
+    assert 0 < rates.count(absurd) < 6
+    for config, outcome, told in zip(configs, outcomes, sought.book.trials(), strict=True):
+        if config.train.lr == absurd:
+            assert outcome["state"] == "failed"
+            assert outcome["error"].startswith("TrialFailed: the loss became nan in epoch 1 of 4")
+            assert told.state == TrialState.FAIL
+        else:
+            assert (outcome["state"], outcome["error"], outcome["epochs"]) == ("completed", None, 4)
+            assert outcome["accuracy_val"] == outcome["curve"][-1][1]
+            assert [row[0] for row in outcome["curve"]] == [1, 2, 3, 4]
+            assert outcome["cost"]["train"] == outcome["curve"][-1][3] > 0
+            assert (outcome["cost"]["adapt"] > 0) == (config.teacher == "cnn")
+            assert outcome["params"] > 0
+            hours = Cost(**outcome["cost"]).as_hours()["gpu_hours"]
+            assert told.state == TrialState.COMPLETE
+            assert told.values == [outcome["accuracy_val"], hours]
+    ends = [event for event in sought.events if event["type"] == "end" and "config" in event]
+    assert sorted(event["trial"] for event in ends) == list(range(6))
+
+
+def test_asha_stops_the_worse_ones_and_charges_them(
+    built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeless = 1e-9
+    trial = {
+        "teacher": "cnn",
+        "student": {"model": "test_efficientnet"},
+        "synthetic": {},
+        "loss": {"ce": 1.0},
+        "train": {**TRAIN, "epochs": 24, "lr": {"choice": [3e-3, hopeless]}},
+    }
+    scheduler = {"kind": "asha", "grace": 4, "reduction": 4}
+    sought = Sought(built, pool, tmp_path, monkeypatch, trial=trial, trials=6, sampler="random", scheduler=scheduler)
+    outcomes = sought.run()
+    assert len(outcomes) == 6
+    assert {outcome["state"] for outcome in outcomes} == {"completed", "stopped"}
+    for outcome, told in zip(outcomes, sought.book.trials(), strict=True):
+        assert told.state == TrialState.COMPLETE
+        assert outcome["epochs"] == len(outcome["curve"])
+        assert outcome["cost"]["train"] == outcome["curve"][-1][3] > 0
+        violated = told.constraints[EARLY_STOPPED]
+        if outcome["state"] == "stopped":
+            assert 4 <= outcome["epochs"] < 24
+            assert math.isclose(violated, 1 - outcome["epochs"] / 24)
+            whole = Cost(**outcome["cost"]).as_hours()["gpu_hours"]
+            assert told.values[1] > whole  # what it would have cost at its end: cheap is not what it was
+        else:
+            assert (outcome["epochs"], violated) == (24, 0.0)
+
+
+def test_a_budget_of_device_time_ends_the_search(
+    built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.2
+    trial = {"train": TRAIN, "teacher": "none"}
+    sought = Sought(built, pool, tmp_path, monkeypatch, trial=trial, gpu_hours=seconds / 3600, sampler="random")
+    outcomes = sought.run()
+    assert all(outcome["state"] == "completed" for outcome in outcomes)
+    assert spent_seconds(sought.book.trials()) >= seconds
+    # Those before the one that reached the budget had not spent it; at most a job a lane and one waiting came after.
+    ahead = pool.plan.num_lanes + 1
+    by_end = [e for e in sought.events if e["type"] == "end" and "config" in e]
+    costs = [event["cost"].train for event in by_end]
+    assert math.fsum(costs[: -ahead - 1]) < seconds
+    assert len(sought.run()) == len(outcomes)  # a spent budget starts nothing
+
+
+def test_shared_artifacts_count_into_the_budget(
+    built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought = Sought(built, pool, tmp_path, monkeypatch, gpu_hours=1.0, sampler="random")
+    assert sought.run(shared_seconds=3600.0) == []
