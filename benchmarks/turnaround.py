@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     class Watch(Stopwatch):
         seconds = options.seconds
 
-    with tempfile.TemporaryDirectory() as name, session():
+    with tempfile.TemporaryDirectory() as name, session(None, Path(name) / "ray.log"):
         folder = Path(name)
         (folder / "lanes").mkdir()
         config, store_uri, job = prepare(options.trials, folder)

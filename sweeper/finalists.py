@@ -106,7 +106,8 @@ class Outcomes:
 
     def model(self, name: str) -> dict[str, bytes]:
         """The exported files of a retraining's student."""
-        return {path.name: path.read_bytes() for path in sorted((self.folder / name).iterdir())}
+        paths = sorted((self.folder / name).iterdir())  # hidden ones are what a kill left half-written
+        return {path.name: path.read_bytes() for path in paths if not path.name.startswith(".")}
 
 
 def train(

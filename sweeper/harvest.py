@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeper import finalists
@@ -99,8 +99,7 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
     folder.write_ledger([*charges(records.values()), *_training_charges(rows, finals, device)])
     finished = [_final_row(final, plan, records, shared, device) for final in finals]
     pareto = sorted((r for r in finished if r.role == "front"), key=lambda r: (-r.accuracy_val, r.cost.total))
-    ranked = [_ranked(row, rank) for rank, row in enumerate(pareto, 1)]
-    folder.write_pareto(ranked)
+    folder.write_pareto([replace(row, rank=rank) for rank, row in enumerate(pareto, 1)])
     folder.write_ablation([row for row in finished if row.role != "front"])
     for final in finals:
         if final.entry.role == "front":
@@ -110,16 +109,13 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
     facts = {
         "images": f"{counts['train']} train, {counts['val']} val, {counts['test']} test",
         "classes": ", ".join(plan.index.class_names),
+        "unreadable": ", ".join(x["sample_id"] for x in records[plan.images.key].meta["unreadable"]) or "none",
         "trials": f"{len(rows)} ({sum(row.state == 'stopped' for row in rows)} stopped early, "
         f"{sum(row.state == 'failed' for row in rows)} failed)",
     }
     folder.write_environment(device=device, facts=facts)
     folder.write_report()
     folder.finish()
-
-
-def _ranked(row: FinalRow, rank: int) -> FinalRow:
-    return FinalRow(**{**{name: getattr(row, name) for name in row.__dataclass_fields__}, "rank": rank})
 
 
 def _final_row(

@@ -70,9 +70,9 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
     work = prepared.folder.path.absolute() / ".work"
     for scratch in ("train", "tune"):  # what Ray left when an earlier driver was killed; checkpoints stay
         shutil.rmtree(work / scratch, ignore_errors=True)
-    with session(options.address):
+    with session(options.address, work / "ray.log"):
         records = artifacts.build(plan, prepared.store, stage)
-        _teachers(plan, records, console)
+        _report(plan, records, console)
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)
         lanes = lane.plan_lanes(config.resources, ray.cluster_resources(), most)
         with lane.lanes(lanes, prepared.store.uri, work) as pool:
@@ -83,8 +83,15 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _teachers(plan: Plan, records: Mapping[str, Record], console: Console) -> None:
-    """What the probed teachers can do, before the search begins."""
+def _report(plan: Plan, records: Mapping[str, Record], console: Console) -> None:
+    """Images that could not be read, and what the adapted teachers can do, before the search begins."""
+    unreadable = records[plan.images.key].meta["unreadable"]
+    if unreadable:
+        console.message(f"{len(unreadable)} of {len(plan.index)} images could not be read and are left out:", "yellow")
+        for item in unreadable[:10]:
+            console.message(f"  {item['sample_id']}: {item['error']}")
+        if len(unreadable) > 10:
+            console.message("  and others, all listed in environment.json")
     for name, item in plan.adapt.items():
         meta = records[item.key].meta
         console.message(f"teacher {name}: {meta['accuracy_val']:.3f} on validation ({meta['adapt'].replace('_', ' ')})")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from ray._private import worker as ray_worker
@@ -32,16 +34,37 @@ DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_enable_metrics_collection": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the driver's C++ side logs to the terminal
 }
 
 
 @contextmanager
-def session(address: str | None = None) -> Iterator[None]:
+def native_stderr_to(path: Path) -> Iterator[None]:
+    """Send what libraries write to file descriptor 2 into a file; Python's own `sys.stderr` stays where it was.
+
+    Ray's C++ side logs to the driver's terminal, past Python and past its log level.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    python_stderr, terminal = sys.stderr, os.dup(2)
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    sys.stderr = os.fdopen(terminal, "w", buffering=1, closefd=False)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = python_stderr
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+@contextmanager
+def session(address: str | None, log: Path) -> Iterator[None]:
     """Ray for the block; a session that is already there is used and left running.
 
     Args:
         address: `auto`, `host:port` or `ray://...` of a running cluster; None starts Ray on this machine.
+        log: where Ray's own lines go.
 
     Raises:
         InputError: no cluster answers at the address.
@@ -54,6 +77,15 @@ def session(address: str | None = None) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray prints messages of its daemons (a worker died, many were started) whatever `log_to_driver` says.
     ray_worker.print_to_stdstream = lambda data, **kwargs: logger.debug("%s", data["lines"])
+    with native_stderr_to(log):
+        _connect(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -62,15 +94,10 @@ def session(address: str | None = None) -> Iterator[None]:
             ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         where = f"--address {address}" if address else "this machine"
-        raise InputError(
-            f"{where}: Ray could not be reached or started: {' '.join(str(error).split())[:300]}"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{where}: Ray could not be reached or started: {reason}") from error
     if threading.current_thread() is threading.main_thread():  # a plain `kill` ends a run as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def users_error(error: BaseException) -> SweeperError | None:

@@ -84,7 +84,7 @@ class Sweep:
         seeds = [self.config.seed + 1 + i for i in range(settings.seeds)]
         outcomes = finalists.Outcomes(self.prepared.folder.path / "finalists")
         total = len({finalists.job_name(e.config, seed) for e in entries for seed in seeds})
-        with self.console.stage("finalists", total, "trainings") as counter:
+        with self.console.stage("finalists", total, "trainings" if total > 1 else "training") as counter:
 
             def count(event: Mapping[str, Any]) -> None:
                 if event["type"] == "end":

@@ -14,7 +14,7 @@ from sweeper.session import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE_S = 300.0
 VERB = "import sys; from sweeper.cli import main; main(prog_name='sweeper')"
-NOISE = re.compile(r"[^\n\x20-\x7e]|\bray|warning|deprecat|traceback|\bpid=", re.IGNORECASE)
+NOISE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|\bray|warning|deprecat|traceback|\bpid=", re.IGNORECASE)
 
 
 def environment() -> Mapping[str, str]:

@@ -234,7 +234,7 @@ def test_what_the_store_lacks_is_named(store: Store) -> None:
     with pytest.raises(LookupError, match="images nowhere are not in"):
         read(store, DataRefs(images="nowhere"))
     commit_images(store, COUNTS)
-    with pytest.raises(LookupError, match="artifact gone is not in .*; run again"):
+    with pytest.raises(LookupError, match=r"artifact gone is not in .*; run again"):
         read(store, DataRefs(images="images", synthetic=("gone",), num_synthetic=1))
     commit_synthetic(store, "first", 0, 2)
     with pytest.raises(LookupError, match="1 of 7 synthetic images are missing"):

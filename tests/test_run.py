@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import NOISE, finish, start, sweeper
-from small_sweep import write_space
+from small_sweep import Built, write_space
 
 from sweeper.batches import image_split
 from sweeper.results import COLUMNS
@@ -28,42 +28,138 @@ TRIALS = 6
 
 @dataclass(frozen=True)
 class Finished:
-    """A whole small sweep that was run in `folder`."""
+    """A small sweep in `folder`: interrupted by Ctrl-C, then killed by kill -9, both in its search, then run to its end.
+
+    `after` holds what the study's journal said of finished trials after each of the three.
+    """
 
     folder: Path
+    store: Store
+    interrupted: subprocess.CompletedProcess[str]
+    killed: subprocess.CompletedProcess[str]
     done: subprocess.CompletedProcess[str]
+    after: tuple[Mapping[int, list[Any]], ...]
 
     @property
     def results(self) -> Path:
-        (path,) = (self.folder / "results" / "small").iterdir()
-        return path
+        return results_of(self.folder)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return command(self.store)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = pq.read_table(self.results / f"{name}.parquet").to_pylist()
         return found
 
 
+def results_of(folder: Path) -> Path:
+    (path,) = (folder / "results" / "cut").iterdir()
+    return path
+
+
+def command(store: Store) -> tuple[str, ...]:
+    return ("run", "space.yaml", "--store", store.uri)
+
+
+def read_to(process: subprocess.Popen[str], pattern: str) -> str:
+    """Its output up to a line that matches."""
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if re.search(pattern, line):
+            return read
+    raise AssertionError(f"it ended without {pattern!r}:\n{read}\n{process.communicate()[1]}")
+
+
+def attributes(folder: Path, name: str) -> dict[int, list[Any]]:
+    """What the study's journal says of its trials, in the order in which it was written."""
+    found: dict[int, list[Any]] = {}
+    for line in (results_of(folder) / "journal.log").read_text().splitlines():
+        entry = json.loads(line)
+        if name in entry.get("user_attr", {}):
+            found.setdefault(entry["trial_id"], []).append(entry["user_attr"][name])
+    return found
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, generator_folder: Path) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Finished:
+    """Its artifacts are those of the tests' small sweep, which it shares."""
     folder = tmp_path_factory.mktemp("sweep")
-    write_space(folder / "space.yaml", generator_folder)
-    return Finished(folder, sweeper(folder, "run", "space.yaml"))
+    trial = {
+        "teacher": {"choice": ["cnn", "vit"]},
+        "student": {"model": "test_efficientnet"},
+        "synthetic": {"source": "tiny", "ratio": {"choice": [0, 1]}, "labels": "distill_only"},
+        "loss": {"ce": {"uniform": [0.2, 1]}, "kl": {"weight": 1.0}},
+        "train": {"epochs": 12, "batch_size": 16, "epoch_size": 96, "lr": 3e-3},
+    }
+    one_lane = {"cpus_per_trial": min(2, os.cpu_count() or 1)}
+    search = {"trials": TRIALS, "sampler": "tpe"}
+    write_space(folder / "space.yaml", built.generator, name="cut", trial=trial, search=search, resources=one_lane)
+
+    process = start(folder, *command(built.store))
+    read = read_to(process, r"^\[1/6\] trial")
+    os.killpg(process.pid, signal.SIGINT)
+    ended = finish(process)
+    interrupted = subprocess.CompletedProcess(ended.args, ended.returncode, read + ended.stdout, ended.stderr)
+    after = [attributes(folder, "outcome")]
+
+    process = start(folder, *command(built.store))
+    read = read_to(process, rf"^\[{len(after[0]) + 1}/6\] trial")
+    process.kill()
+    ended = finish(process)
+    killed = subprocess.CompletedProcess(ended.args, ended.returncode, read + ended.stdout, ended.stderr)
+    after.append(attributes(folder, "outcome"))
+
+    done = sweeper(folder, *command(built.store))
+    after.append(attributes(folder, "outcome"))
+    return Finished(folder, built.store, interrupted, killed, done, tuple(after))
+
+
+# ------------------------------------------------------------------------------------------------- cut short
+
+
+def test_ctrl_c_says_how_to_go_on(finished: Finished) -> None:
+    done = finished.interrupted
+    assert done.returncode == 130
+    assert (
+        done.stderr
+        == f"error: interrupted; everything finished is kept: `sweeper {' '.join(finished.command)}` goes on from here\n"
+    )
+    assert not NOISE.search(done.stdout), NOISE.findall(done.stdout)
+    assert "teachers   cnn, vit (cached)" in done.stdout
+    assert not re.search("^(images|teachers|synthetic images|targets).*:", done.stdout, re.MULTILINE)  # all reused
+
+
+def test_finished_trials_are_never_trained_again(finished: Finished) -> None:
+    """Ctrl-C, then kill -9: the journal has one configuration and one outcome a trial, and those of before stand."""
+    assert finished.killed.returncode == -signal.SIGKILL
+    first, second, third = finished.after
+    assert 1 <= len(first) < len(second) < len(third) == TRIALS
+    assert {number: second[number] for number in first} == first
+    assert {number: third[number] for number in second} == second
+    assert [len(written) for written in third.values()] == [1] * TRIALS
+    configs = attributes(finished.folder, "config")
+    assert configs.keys() == third.keys()
+    assert [len(written) for written in configs.values()] == [1] * TRIALS
+    trained_last = re.findall(r"^\[\d/6\] trial (\d+) completed", finished.done.stdout, re.MULTILINE)
+    assert sorted(map(int, trained_last)) == sorted(third.keys() - second.keys())
+    charged = [row["key"] for row in finished.rows("ledger") if row["stage"] == "train"]
+    assert len(charged) == len(set(charged))
 
 
 # ------------------------------------------------------------------------------------------------- to the end
 
 
-def test_a_whole_sweep_says_what_it_does_and_nothing_else(finished: Finished) -> None:
+def test_the_last_session_ends_with_the_table_and_says_nothing_else(finished: Finished) -> None:
     assert (finished.done.stderr, finished.done.returncode) == ("", 0)
     out = finished.done.stdout
     assert not NOISE.search(out), NOISE.findall(out)
     lines = out.splitlines()
-    assert lines[0].startswith("sweeper small/")
-    ended = [re.fullmatch(r"\[\d/6\] trial (\d+) (completed|stopped): .*, accuracy .*, .* s", line) for line in lines]
-    assert sorted(int(match[1]) for match in ended if match) == list(range(TRIALS))
-    for stage in ("images: 667", "teachers: 2", "synthetic images (tiny): 20", "targets (cnn, vit): 120", "search: "):
-        assert any(line.startswith(stage) for line in lines), stage
-    assert lines[-1].startswith('best student: timm.create_model("local-dir:results/small/')
+    assert lines[0].startswith("sweeper cut/")
+    assert sum(line.startswith(f"search: {TRIALS}/{TRIALS} trials, 0 stopped, 0 failed") for line in lines) == 1
+    assert lines[-1].startswith('best student: timm.create_model("local-dir:results/cut/')
 
 
 def test_every_file_of_the_results_is_there(finished: Finished) -> None:
@@ -80,8 +176,8 @@ def test_every_file_of_the_results_is_there(finished: Finished) -> None:
     assert row["gpu_hours"] == pytest.approx(sum(row[f"gpu_hours_{part}"] for part in parts))
     assert row["gpu_hours_train"] > 0
     trials = finished.rows("trials")
-    assert [trial["trial"] for trial in trials] == list(range(TRIALS))
-    assert {trial["state"] for trial in trials} <= {"completed", "stopped"}
+    assert [trial["trial"] for trial in trials] == sorted(finished.after[-1])
+    assert [trial["state"] for trial in trials] == ["completed"] * TRIALS
     assert all(trial["gpu_hours_train"] > 0 for trial in trials)
     curves = finished.rows("curves")
     for trial in trials:
@@ -97,9 +193,8 @@ def test_the_model_loads_with_timm_alone_and_gives_its_accuracy_back(finished: F
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert sum(p.numel() for p in model.parameters()) == row["params"]
-    store = Store(str(finished.folder / ".sweeper" / "store"))
-    (images,) = [record for record in store.records() if record.kind == "images"]
-    table = store.read_table(images)
+    (images,) = [record for record in finished.store.records() if record.kind == "images"]
+    table = finished.store.read_table(images)
     test = image_split(table.filter(np.array(table["split"].to_pylist()) == "test"), images.meta["image_size"])
     mean, std = (torch.tensor(model.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
@@ -116,7 +211,7 @@ main(prog_name="sweeper", standalone_mode=False)
 print(sorted({"ray", "torch", "optuna", "timm", "diffusers"} & set(sys.modules)), file=sys.stderr)
 """
     before = sorted((path, path.stat().st_mtime_ns) for path in finished.folder.rglob("*"))
-    again = finish(start(finished.folder, "run", "space.yaml", code=code), patience_s=15)  # the issue's bound
+    again = finish(start(finished.folder, *finished.command, code=code), patience_s=15)  # the issue's bound
     assert (again.stderr, again.returncode) == ("[]\n", 0)
     first, _, rest = again.stdout.partition("\n")
     assert first.endswith(": finished earlier; nothing was started")
@@ -126,7 +221,7 @@ print(sorted({"ray", "torch", "optuna", "timm", "diffusers"} & set(sys.modules))
 
 
 def test_quiet_prints_the_table_only(finished: Finished) -> None:
-    quiet = sweeper(finished.folder, "run", "space.yaml", "--quiet")
+    quiet = sweeper(finished.folder, *finished.command, "--quiet")
     assert (quiet.stderr, quiet.returncode) == ("", 0)
     assert quiet.stdout in finished.done.stdout
     assert_is_a_table(quiet.stdout)
@@ -135,76 +230,6 @@ def test_quiet_prints_the_table_only(finished: Finished) -> None:
 def assert_is_a_table(text: str) -> None:
     assert text.split()[:4] == ["#", "trial", "teacher", "student"]
     assert not re.search(r"files:|best student|trial \d|search|targets|sweeper", text)
-
-
-# ------------------------------------------------------------------------------------------------- cut short
-
-
-def read_to(process: subprocess.Popen[str], pattern: str) -> list[str]:
-    """The lines of its output up to one that matches. The test's own deadline is that of the whole process."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if re.search(pattern, line):
-            return lines
-    raise AssertionError(f"it ended without {pattern!r}: {lines} {process.communicate()[1]}")
-
-
-def attributes(journal: Path, name: str) -> dict[int, list[Any]]:
-    """What the study's journal says of its trials, in the order in which it was written."""
-    found: dict[int, list[Any]] = {}
-    for line in journal.read_text().splitlines():
-        entry = json.loads(line)
-        if name in entry.get("user_attr", {}):
-            found.setdefault(entry["trial_id"], []).append(entry["user_attr"][name])
-    return found
-
-
-def test_a_run_goes_on_where_it_was_cut_short(finished: Finished, generator_folder: Path, tmp_path: Path) -> None:
-    """Ctrl-C, then kill -9, both in the middle of the search, then to the end: nothing finished is trained again."""
-    trial = {
-        "teacher": {"choice": ["cnn", "vit"]},
-        "student": {"model": "test_efficientnet"},
-        "loss": {"ce": {"uniform": [0.2, 1]}, "kl": {"weight": 1.0}},
-        "train": {"epochs": 12, "batch_size": 16, "epoch_size": 96, "lr": 3e-3},
-    }
-    search = {"trials": TRIALS, "sampler": "tpe"}
-    write_space(tmp_path / "space.yaml", generator_folder, name="cut", trial=trial, search=search)
-    command = ["run", "space.yaml", "--store", str(finished.folder / ".sweeper" / "store")]
-
-    interrupted = start(tmp_path, *command)
-    lines = read_to(interrupted, r"^\[\d/6\] trial")
-    assert not [line for line in lines if line.startswith(("images:", "synthetic images", "targets"))]  # reused
-    os.killpg(interrupted.pid, signal.SIGINT)
-    done = finish(interrupted)
-    assert done.returncode == 130
-    assert done.stderr.startswith("error: interrupted; everything finished is kept: `sweeper run space.yaml --store ")
-    assert done.stderr.endswith("` goes on from here\n")
-    assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
-    (folder,) = (tmp_path / "results" / "cut").iterdir()
-    first = attributes(folder / "journal.log", "outcome")
-    assert 1 <= len(first) < TRIALS
-
-    killed = start(tmp_path, *command)
-    read_to(killed, rf"^\[{len(first) + 1}/6\] trial")
-    killed.kill()
-    assert finish(killed).returncode == -signal.SIGKILL
-    second = attributes(folder / "journal.log", "outcome")
-    assert len(first) < len(second) < TRIALS
-
-    last = sweeper(tmp_path, *command, "--quiet")
-    assert (last.stderr, last.returncode) == ("", 0)
-    assert_is_a_table(last.stdout)
-    third = attributes(folder / "journal.log", "outcome")
-    assert sorted(third) == list(range(TRIALS))
-    for trials, later in ((first, second), (second, third)):
-        assert {number: later[number] for number in trials} == trials
-    assert [len(written) for written in third.values()] == [1] * TRIALS
-    assert [len(written) for written in attributes(folder / "journal.log", "config").values()] == [1] * TRIALS
-    assert not (folder / ".work").exists()
-    states = pq.read_table(folder / "trials.parquet")["state"].to_pylist()
-    assert states == ["completed"] * TRIALS
 
 
 # ------------------------------------------------------------------------------------------------- mistakes
@@ -230,10 +255,9 @@ def test_a_mistake_in_the_file_ends_with_2_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 
-def test_no_cluster_at_the_address_is_a_mistake(finished: Finished, generator_folder: Path, tmp_path: Path) -> None:
-    write_space(tmp_path / "space.yaml", generator_folder)
-    store = str(finished.folder / ".sweeper" / "store")
-    done = sweeper(tmp_path, "run", "space.yaml", "--store", store, "--address", "127.0.0.1:1", "--quiet")
+def test_no_cluster_at_the_address_is_a_mistake(built: Built, tmp_path: Path) -> None:
+    write_space(tmp_path / "space.yaml", built.generator)
+    done = sweeper(tmp_path, *command(built.store), "--address", "127.0.0.1:1", "--quiet")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --address 127.0.0.1:1: Ray could not be reached")
     assert len(done.stderr.splitlines()) == 1

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from sweeper.study import EARLY_STOPPED, Study, make_sampler, mend_tail, spent_s
 
 SPACE = space_of(sweep_config())
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A killed process leaves what it wrote to the system, synced or not; hundreds of syncs would take a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
 
 
 def study(journal: Path, sampler: str = "random", seed: int = 0, **search: Any) -> Study:
@@ -79,9 +88,9 @@ class TestProposals:
 
     @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_same_seed_and_outcomes_same_proposals_also_when_reopened(self, tmp_path: Path, sampler: str) -> None:
-        num_trials = 13 if sampler != "gp" else 12  # beyond the samplers' ten random ones
+        num_trials = 11 if sampler == "gp" else 13  # beyond the samplers' ten random ones
 
-        def proposals(name: str, seed: int, *, reopen: bool) -> list[TrialConfig]:
+        def proposals(name: str, seed: int, num_trials: int = num_trials, *, reopen: bool = False) -> list[TrialConfig]:
             book = study(tmp_path / name, sampler, seed)
             found = []
             for _ in range(num_trials):
@@ -93,10 +102,9 @@ class TestProposals:
                 book.record(number, outcome(score(config), "stopped" if number % 4 == 2 else "completed"))
             return found
 
-        first = proposals("one", 0, reopen=False)
+        first = proposals("one", 0)
         assert proposals("two", 0, reopen=True) == first
-        other = proposals("three", 1, reopen=False)
-        assert all(a != b for a, b in zip(first, other, strict=True))
+        assert all(a != b for a, b in zip(first[:3], proposals("three", 1, 3), strict=True))
         assert len({config.train.lr for config in first}) == num_trials, "nor does one proposal come twice"
 
     def test_the_sampler_learns_from_outcomes(self, tmp_path: Path) -> None:
@@ -265,12 +273,11 @@ class TestKilled:
         ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
         assert len(ends) > 40
         starts = [0, *ends[:-1]]
-        finished = []
+        finished = [0]
         for start, end in zip(starts, ends, strict=True):
-            finished.append(len(self.reopen(truth, data[:end], tmp_path).trials()))
             torn = self.reopen(truth, data[: (start + end) // 2], tmp_path)
-            clean = self.reopen(truth, data[:start], tmp_path)
-            assert len(torn.trials()) == len(clean.trials())
+            assert len(torn.trials()) == finished[-1] + 1, "what stood before the torn line, and the new one"
+            finished.append(len(self.reopen(truth, data[:end], tmp_path).trials()) - 1)
         assert finished == sorted(finished)
 
     def test_at_every_byte_of_the_last_lines(self, journal: Path, tmp_path: Path) -> None:

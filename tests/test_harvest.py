@@ -1,0 +1,274 @@
+"""Results of a made-up search: every file is there, and the ledger adds up, to the second."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from samples import TRIAL_TREE, commit_artifact, dataset_index, space_of, sweep_config
+
+from sweeper import finalists, harvest
+from sweeper.config import TrialConfig
+from sweeper.finalists import Outcomes
+from sweeper.ledger import Charge, Cost
+from sweeper.plan import Plan, artifact_uses, make_plan
+from sweeper.results import COLUMNS, RunFolder
+from sweeper.store import Record, Store
+from sweeper.study import Study
+
+SEEDS = (1, 2)
+PARTS = ("gpu_hours_adapt", "gpu_hours_targets", "gpu_hours_synthetic", "gpu_hours_train")
+SECONDS = {"adapt": 100.0, "synthetic": 700.0, "targets": 40.0}
+DEVICE = "NVIDIA Imaginary"
+STATES = ("completed", "completed", "stopped", "completed", "failed", "completed", "completed", "completed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished search and its finalists, with the folder that `harvest.write` filled."""
+
+    folder: RunFolder
+    plan: Plan
+    records: dict[str, Record]
+    book: Study
+    finals: list[harvest.Final]
+
+    @property
+    def used_seconds(self) -> float:
+        """Of all artifacts that some trial of the search used."""
+        used = [artifact_uses(self.plan, self.config(t), self.records) for t in self.book.trials()]
+        return math.fsum({k: use.seconds for uses in used for k, use in uses.items() if use.share}.values())
+
+    @property
+    def trained_seconds(self) -> float:
+        return math.fsum(t.user_attrs["outcome"]["cost"]["train"] for t in self.book.trials())
+
+    @staticmethod
+    def config(trial: Any) -> TrialConfig:
+        return TrialConfig.model_validate(trial.user_attrs["config"])
+
+
+def searched(folder: Path, plan: Plan, records: dict[str, Record]) -> Study:
+    """Eight trials: outcomes that depend on their number, costs as the ledger gives them."""
+    book = Study(folder / "journal", plan.config.search, space_of(plan.config), seed=3)
+    for number, state in enumerate(STATES):
+        asked, config = book.ask()
+        assert asked == number
+        epochs = {"completed": config.train.epochs, "stopped": 4, "failed": 0}[state]
+        seconds = 10.0 + 3 * number
+        cost = Cost.alone(seconds, artifact_uses(plan, config, records))
+        accuracy = None if state == "failed" else 0.5 + 0.05 * (number % 5)
+        outcome = {
+            "state": state,
+            "error": "TrialFailed: the loss became nan" if state == "failed" else None,
+            "epochs": epochs,
+            "num_epochs": config.train.epochs,
+            "accuracy_val": accuracy,
+            "cost": {"adapt": cost.adapt, "targets": cost.targets, "synthetic": cost.synthetic, "train": cost.train},
+            "params": 0 if state == "failed" else 1000 + number,
+            "curve": [[e + 1, accuracy, 1.0 / (e + 1), seconds * (e + 1) / epochs] for e in range(epochs)],
+        }
+        book.record(number, outcome)
+    return book
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    base = tmp_path_factory.mktemp("harvest")
+    store = Store(str(base / "store"))
+    config = sweep_config(trial={**TRIAL_TREE, "teacher": {"choice": ["cnn", "none"]}})
+    plan = make_plan(config, space_of(config), dataset_index(), store)
+    records: dict[str, Record] = {}
+    for item in plan.artifacts():
+        seconds = SECONDS.get(item.kind)
+        charge = seconds and Charge(stage=item.kind, key=item.key, seconds=seconds, device=DEVICE, units=item.units)  # type: ignore[arg-type]
+        records[item.key] = commit_artifact(store, item, charge=charge or None)
+    book = searched(base, plan, records)
+    candidates = harvest.candidates(book)
+    entries = finalists.select(candidates, config.search.objectives, 3) + finalists.arms(candidates)
+    outcomes = Outcomes(base / "finalists")
+    for entry in entries:
+        for seed in SEEDS:
+            outcome = {"accuracy_val": 0.6 + seed / 100, "accuracy_test": 0.5 + seed / 10, "train_seconds": 50.0 * seed}
+            model = {"config.json": b"{}", "model.safetensors": f"{entry.trial} {seed}".encode()}
+            name = finalists.job_name(entry.config, seed)
+            outcomes.put(name, {**outcome, "epochs": 10, "params": 1234, "model": model})
+    finals = [harvest.Final(e, finalists.summarise(e, SEEDS, outcomes), SEEDS, outcomes) for e in entries]
+    folder = RunFolder(base / "results" / "tiny" / "r1")
+    folder.write_space({"name": "tiny", "trial": config.trial})
+    assert not folder.finished
+    harvest.write(folder, plan, records, book, finals)
+    return Run(folder, plan, records, book, finals)
+
+
+def test_the_sample_has_what_matters(run: Run) -> None:
+    configs = [run.config(t) for t in run.book.trials()]
+    kinds = {(c.teacher != "none", c.synthetic.ratio) for c in configs}
+    assert {True, False} == {taught for taught, _ in kinds}
+    assert len({ratio for _, ratio in kinds}) > 1
+    assert {final.entry.role for final in run.finals} == {"front", "distilled+synthetic", "distilled", "scratch"}
+
+
+def test_every_file_is_there_and_the_run_is_finished(run: Run) -> None:
+    assert run.folder.finished
+    names = {p.name for p in run.folder.path.iterdir()}
+    texts = {f"pareto.{ext}" for ext in ("csv", "md", "tex", "parquet", "png")}
+    arms = {f"ablation.{ext}" for ext in ("csv", "md", "parquet")}
+    tables = {"trials.parquet", "curves.parquet", "ledger.parquet", "space.yaml"}
+    assert names == {*texts, *arms, *tables, "environment.json", "report.html", "models", "done.json"}
+    front = {str(final.entry.trial) for final in run.finals if final.entry.role == "front"}
+    assert {p.name for p in (run.folder.path / "models").iterdir()} == front
+    for trial in front:  # both seeds' accuracies are known: the second was the better one on validation
+        assert (run.folder.path / "models" / trial / "model.safetensors").read_bytes() == f"{trial} 2".encode()
+
+
+def test_columns_are_exact(run: Run) -> None:
+    with (run.folder.path / "pareto.csv").open(newline="") as file:
+        header = next(csv.reader(file))
+    assert header == [*COLUMNS, "role", "model_accuracy_test"]
+    assert pq.read_schema(run.folder.path / "pareto.parquet").names == header
+    assert pq.read_schema(run.folder.path / "ablation.parquet").names == header
+    names = pq.read_schema(run.folder.path / "trials.parquet").names
+    assert names == [*COLUMNS, "state", "error", "config", "on_front"]
+
+
+def test_hours_are_the_sum_of_their_parts(run: Run) -> None:
+    rows = [*run.folder.read_trials(), *run.folder.read_pareto(), *run.folder.read_ablation()]
+    assert len(rows) == len(STATES) + len(run.finals)
+    for row in rows:
+        assert row["gpu_hours"] == sum(row[part] for part in PARTS)
+        assert row["gpu_hours"] > 0
+    for row, trial in zip(run.folder.read_trials(), run.book.trials(), strict=True):
+        cost = trial.user_attrs["outcome"]["cost"]
+        assert [row[part] * 3600 for part in PARTS] == pytest.approx(
+            [cost[name] for name in ("adapt", "targets", "synthetic", "train")]
+        )
+
+
+def test_a_trial_without_a_teacher_pays_for_none(run: Run) -> None:
+    for row in run.folder.read_trials():
+        taught = row["teacher"] != "none"
+        assert (row["gpu_hours_adapt"] * 3600, row["gpu_hours_targets"] > 0) == (100.0 if taught else 0.0, taught)
+        # Images were made for ratio 2: a trial pays for its share of them.
+        assert row["gpu_hours_synthetic"] * 3600 == pytest.approx(700 * row["synthetic_ratio"] / 2)
+
+
+def test_the_amortized_hours_of_all_trials_are_all_device_time(run: Run) -> None:
+    amortized = math.fsum(row["gpu_hours_amortized"] for row in run.folder.read_trials())
+    assert amortized * 3600 == pytest.approx(run.trained_seconds + run.used_seconds)
+
+
+def test_the_ledger_holds_every_charge_once(run: Run) -> None:
+    ledger = run.folder.read_ledger()
+    assert len({row["key"] for row in ledger}) == len(ledger)
+    seconds: dict[str, float] = {}
+    for row in ledger:
+        seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + row["seconds"]
+    distinct = {finalists.job_name(f.entry.config, seed): 50.0 * seed for f in run.finals for seed in SEEDS}
+    assert sum(row["stage"] == "train" for row in ledger) == len(STATES) + len(distinct)
+    assert seconds == {
+        "adapt": 100.0,
+        "synthetic": 700.0,
+        "targets": 80.0,
+        "train": pytest.approx(run.trained_seconds + sum(distinct.values())),
+    }
+
+
+def test_trials_say_how_they_ended(run: Run) -> None:
+    rows = run.folder.read_trials()
+    assert [row["trial"] for row in rows] == list(range(len(STATES)))
+    assert [row["state"] for row in rows] == list(STATES)
+    assert [row["error"] is not None for row in rows] == [state == "failed" for state in STATES]
+    assert [row["accuracy_val"] is None for row in rows] == [state == "failed" for state in STATES]
+    for row, trial in zip(rows, run.book.trials(), strict=True):
+        assert row["config"] == trial.user_attrs["config"]
+        assert (row["device"], row["seeds"], row["accuracy_test"], row["rank"]) == (DEVICE, 1, None, None)
+    front = {row["trial"] for row in rows if row["on_front"]}
+    assert front >= {final.entry.trial for final in run.finals if final.entry.role == "front"}
+    assert all(STATES[trial] == "completed" for trial in front)
+
+
+def test_pareto_rows_are_ranked_and_tested(run: Run) -> None:
+    rows = run.folder.read_pareto()
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    order = [(-row["accuracy_val"], row["gpu_hours"]) for row in rows]
+    assert order == sorted(order)
+    for row in rows:
+        assert (row["role"], row["seeds"], row["epochs"], row["params"]) == ("front", 2, 10, 1234)
+        assert row["accuracy_test"] == pytest.approx(0.65)
+        assert row["accuracy_test_std"] == pytest.approx(0.1 / math.sqrt(2))
+        assert row["model_accuracy_test"] == pytest.approx(0.7)
+        assert row["gpu_hours_train"] * 3600 == pytest.approx(75)
+    arms = run.folder.read_ablation()
+    assert [row["role"] for row in arms] == ["distilled+synthetic", "distilled", "scratch"]
+    assert [row["loss"] for row in arms][2] == "ce"
+    assert [row["gpu_hours_synthetic"] > 0 for row in arms] == [True, False, False]
+
+
+def test_a_finalist_shares_artifacts_with_the_search(run: Run) -> None:
+    """Amortised, it pays its training and of each artifact as large a part as it has of all that was used."""
+    searched = [artifact_uses(run.plan, run.config(t), run.records) for t in run.book.trials()]
+    rows = {(row["role"], row["trial"]): row for row in [*run.folder.read_pareto(), *run.folder.read_ablation()]}
+    assert len(rows) == len(run.finals)
+    for final in run.finals:
+        expected = final.summary.train_seconds
+        for key, use in artifact_uses(run.plan, final.entry.config, run.records).items():
+            everyone = use.share + math.fsum(uses[key].share for uses in searched if key in uses)
+            expected += use.seconds * use.share / everyone
+        row = rows[final.entry.role, final.entry.trial]
+        assert row["gpu_hours_amortized"] * 3600 == pytest.approx(expected)
+
+
+def test_curves_are_every_report(run: Run) -> None:
+    found = [(row["trial"], row["epoch"]) for row in run.folder.read_curves()]
+    epochs = {"completed": 10, "stopped": 4, "failed": 0}
+    assert found == [(i, e + 1) for i, state in enumerate(STATES) for e in range(epochs[state])]
+    last = run.folder.read_curves()[-1]
+    assert (last["loss"], last["train_seconds"]) == (pytest.approx(0.1), pytest.approx(31.0))
+
+
+def test_the_facts_say_what_it_was(run: Run) -> None:
+    facts = run.folder.read_environment()["facts"]
+    assert facts == {
+        "images": "12 train, 6 val, 9 test",
+        "classes": "red, green, blue",
+        "trials": "8 (1 stopped early, 1 failed)",
+    }
+
+
+def test_candidates_are_completed_trials(run: Run) -> None:
+    found = harvest.candidates(run.book)
+    assert [c.trial for c in found] == [i for i, state in enumerate(STATES) if state == "completed"]
+    by_trial = {row["trial"]: row for row in run.folder.read_trials()}
+    assert [(c.accuracy_val, c.gpu_hours) for c in found] == [
+        (by_trial[c.trial]["accuracy_val"], by_trial[c.trial]["gpu_hours"]) for c in found
+    ]
+    assert [c.config for c in found] == [
+        run.config(t) for t in run.book.trials() if t.number in {c.trial for c in found}
+    ]
+
+
+def test_the_first_error_is_told(run: Run, tmp_path: Path) -> None:
+    assert harvest.first_error(run.book) == "the first of 1 failures: TrialFailed: the loss became nan"
+    empty = Study(tmp_path / "journal", run.plan.config.search, space_of(run.plan.config), 0)
+    assert harvest.first_error(empty) == "none failed"
+
+
+def test_the_device_is_the_artifacts(run: Run) -> None:
+    assert harvest.device_of(run.records.values()) == DEVICE
+    assert harvest.device_of([run.records[run.plan.images.key]]) == "cpu"
+
+
+def test_writing_again_changes_nothing(run: Run) -> None:
+    """A run that is killed while it writes its results writes them again."""
+    stable = [p for p in sorted(run.folder.path.rglob("*")) if p.suffix in (".csv", ".md", ".tex", ".parquet")]
+    assert len(stable) == 3 + 4 + 3, "trials, curves, ledger; pareto; ablation"
+    before = {p: p.read_bytes() for p in stable}
+    harvest.write(run.folder, run.plan, run.records, run.book, run.finals)
+    assert {p: p.read_bytes() for p in stable} == before
+    assert run.folder.finished
