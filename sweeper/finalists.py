@@ -127,7 +127,7 @@ def train(
     open_jobs = [name for name in jobs if outcomes.get(name) is None]
     seen = len(ray.get(pool.mailbox.events_since.remote(0)))
     for name in open_jobs:
-        ray.get(pool.mailbox.submit.remote(name, make_job(*jobs[name])))
+        pool.submit(name, make_job(*jobs[name]))
     for name in open_jobs:
         while True:
             message = ray.get(pool.mailbox.next_message.remote(name))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import pickle
 import threading
 import traceback
 from collections.abc import Iterator
@@ -171,10 +172,10 @@ def _lane_loop(settings: dict[str, Any]) -> None:
         taken = _broadcast(taken, num_ranks)
         if taken is None:
             return
-        job_id, job = taken
+        job_id, packed = taken
         fatal: BaseException | None = None
         try:
-            outcome = _run_job(job_id, job, cache=cache, device=device, mailbox=mailbox, lane=lane)
+            outcome = _run_job(job_id, pickle.loads(packed), cache=cache, device=device, mailbox=mailbox, lane=lane)
         except Exception as error:  # whatever one trial does wrong must not take the lane with it
             outcome = {"state": "failed", "error": reason_of(error)}
             fatal = error if num_ranks > 1 else None
@@ -242,9 +243,8 @@ class LanePool:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        per_worker: dict[str, float] = {"CPU": self.plan.cpus}
-        if self.plan.gpus:
-            per_worker["GPU"] = self.plan.gpus
+        gpus = {"GPU": self.plan.gpus} if self.plan.gpus else {}
+        per_worker: dict[str, float] = {"CPU": self.plan.cpus, **gpus}
         trainer = TorchTrainer(
             _lane_loop,
             train_loop_config={
@@ -268,6 +268,10 @@ class LanePool:
             self.errors.append(error)
             if len(self.errors) == len(self.threads):
                 ray.get(self.mailbox.give_up.remote())
+
+    def submit(self, job_id: str, job: Job) -> None:
+        """Queue a job; as bytes, since the mailbox's process would import torch to hold it as an object."""
+        ray.get(self.mailbox.submit.remote(job_id, pickle.dumps(job)))
 
     def check(self) -> None:
         """Raise RunFailed once no lane is left."""

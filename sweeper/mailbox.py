@@ -29,7 +29,7 @@ class Mailbox:
         self.checkpoints = Path(checkpoints)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.queue: deque[str] = deque()
-        self.jobs: dict[str, Any] = {}
+        self.jobs: dict[str, bytes] = {}
         self.held: dict[str, str] = {}
         self.incarnation: dict[str, int] = {}
         self.deaths: dict[str, int] = {}
@@ -39,8 +39,8 @@ class Mailbox:
         self.closed = self.aborted = False
         self.changed = asyncio.Condition()
 
-    async def submit(self, job_id: str, job: Any) -> None:
-        """Put a job at the end of the queue."""
+    async def submit(self, job_id: str, job: bytes) -> None:
+        """Put a pickled job at the end of the queue."""
         self.jobs[job_id] = job
         self.messages[job_id] = asyncio.Queue()
         self.queue.append(job_id)
@@ -53,7 +53,7 @@ class Mailbox:
         await self._wake()
         return self.incarnation[lane]
 
-    async def take(self, lane: str, incarnation: int) -> tuple[str, Any] | None:
+    async def take(self, lane: str, incarnation: int) -> tuple[str, bytes] | None:
         """The next job of a lane, waiting for one; None when the lane should end."""
         if self.aborted or self.incarnation[lane] != incarnation:  # the latter: a late call of a worker that died
             return None

@@ -120,7 +120,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         name = job_id(number)
         self.open[name] = (number, config)
         self.curves[name] = []
-        ray.get(self.pool.mailbox.submit.remote(name, self.hooks.make_job(config)))
+        self.pool.submit(name, self.hooks.make_job(config))
         return {"job": name, "mailbox": self.pool.mailbox}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -87,7 +87,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for item in plan.artifacts():
         seconds = SECONDS.get(item.kind)
         charge = seconds and Charge(stage=item.kind, key=item.key, seconds=seconds, device=DEVICE, units=item.units)  # type: ignore[arg-type]
-        records[item.key] = commit_artifact(store, item, charge=charge or None)
+        meta = {"unreadable": [{"sample_id": "train/99", "error": "cut"}]} if item.kind == "images" else None
+        records[item.key] = commit_artifact(store, item, charge=charge or None, meta=meta)
     book = searched(base, plan, records)
     candidates = harvest.candidates(book)
     entries = finalists.select(candidates, config.search.objectives, 3) + finalists.arms(candidates)
@@ -237,6 +238,7 @@ def test_the_facts_say_what_it_was(run: Run) -> None:
     assert facts == {
         "images": "12 train, 6 val, 9 test",
         "classes": "red, green, blue",
+        "unreadable": "train/99",
         "trials": "8 (1 stopped early, 1 failed)",
     }
 

@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 PATIENCE_S = 180.0  # a deadline, not a duration: a loaded machine starts a worker slowly
 
 
-def submit(pool: LanePool, name: str, job: Job) -> None:
-    ray.get(pool.mailbox.submit.remote(name, job))
-
-
 def follow(pool: LanePool, name: str) -> Messages:
     """All messages about a job, to its end."""
     messages: Messages = []
@@ -86,7 +82,7 @@ def test_a_trial_leaves_nothing_behind(pool: LanePool, built: Built) -> None:
         "last": built.job(trial(), final=True),
     }
     for name, job in jobs.items():
-        submit(pool, name, job)
+        pool.submit(name, job)
     ended = {name: follow(pool, name) for name in jobs}
     assert [messages[-1]["state"] for messages in ended.values()] == [
         "completed", "completed", "failed", "completed", "completed",
@@ -131,8 +127,8 @@ def trained_here(built: Built, job: Job) -> list[train.EpochReport]:
 
 
 def test_a_finalist_sends_its_model_and_its_test_accuracy_home(pool: LanePool, built: Built) -> None:
-    submit(pool, "searched", built.job(trial()))
-    submit(pool, "final", built.job(trial(), final=True))
+    pool.submit("searched", built.job(trial()))
+    pool.submit("final", built.job(trial(), final=True))
     searched, final = follow(pool, "searched")[-1], follow(pool, "final")[-1]
     assert (searched["model"], searched["accuracy_test"]) == ({}, None)
     assert set(final["model"]) == {"config.json", "model.safetensors"}
@@ -142,7 +138,7 @@ def test_a_finalist_sends_its_model_and_its_test_accuracy_home(pool: LanePool, b
 
 
 def test_a_trial_that_is_cancelled_ends_at_its_next_epoch(pool: LanePool, built: Built) -> None:
-    submit(pool, "long", built.job(trial(train={"epochs": 5000, "batch_size": 16, "epoch_size": 48})))
+    pool.submit("long", built.job(trial(train={"epochs": 5000, "batch_size": 16, "epoch_size": 48})))
     assert ray.get(pool.mailbox.next_message.remote("long"), timeout=PATIENCE_S)["epoch"] == 1
     ray.get(pool.mailbox.cancel.remote("long"))
     ray.get(pool.mailbox.ended.remote("long"), timeout=PATIENCE_S)
@@ -166,8 +162,8 @@ def test_a_trial_that_is_cancelled_ends_at_its_next_epoch(pool: LanePool, built:
     ],
 )
 def test_a_trial_that_fails_leaves_its_lane_warm(pool: LanePool, built: Built, how: How, reason: str) -> None:
-    submit(pool, f"bad {how}", built.job(trial(loss={"embedding": Broken(how=how, after=3)})))
-    submit(pool, f"next {how}", built.job(trial()))
+    pool.submit(f"bad {how}", built.job(trial(loss={"embedding": Broken(how=how, after=3)})))
+    pool.submit(f"next {how}", built.job(trial()))
     ended = follow(pool, f"bad {how}")
     started = {"type": "start", "lane": "0", "job": f"next {how}"}
     wait_until(lambda: started in events(pool), patience_s=1.0)  # the issue's bound; a new worker takes several
@@ -180,12 +176,12 @@ def test_a_trial_that_fails_leaves_its_lane_warm(pool: LanePool, built: Built, h
 
 
 def test_a_configuration_that_can_not_be_built_fails_alone(pool: LanePool, built: Built) -> None:
-    submit(pool, "no model", built.job(trial(student={"model": "no_such_model"})))
+    pool.submit("no model", built.job(trial(student={"model": "no_such_model"})))
     (end,) = follow(pool, "no model")
     assert end["state"] == "failed"
     assert "no_such_model" in end["error"]
     lost = built.job(trial())
-    submit(pool, "no data", replace(lost, refs=replace(lost.refs, images="0" * 64)))
+    pool.submit("no data", replace(lost, refs=replace(lost.refs, images="0" * 64)))
     (end,) = follow(pool, "no data")
     assert end["error"].startswith("LookupError: images 000000000000 are not in ")
 
@@ -200,7 +196,7 @@ def last_worker(pool: LanePool) -> Mapping[str, Any]:
 def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePool, built: Built) -> None:
     recipe = {"epochs": 24, "batch_size": 32, "epoch_size": 384, "lr": 3e-3}
     long = built.job(trial(train=recipe), final=True)
-    submit(pool, "killed", long)
+    pool.submit("killed", long)
     checkpoint = pool.work / "checkpoints" / "killed.pt"
     wait_until(checkpoint.exists)
     worker = last_worker(pool)
@@ -209,7 +205,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePo
     after = last_worker(pool)
     assert after["incarnation"] == worker["incarnation"] + 1
     assert after["pid"] != worker["pid"]
-    submit(pool, "undisturbed", long)
+    pool.submit("undisturbed", long)
     undisturbed = follow(pool, "undisturbed")
 
     epochs = [m["epoch"] for m in killed[:-1]]
@@ -226,8 +222,8 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePo
 
 @pytest.mark.slow  # five workers
 def test_a_job_that_keeps_killing_its_worker_is_failed(pool: LanePool, built: Built) -> None:
-    submit(pool, "poison", built.job(trial(loss={"embedding": Broken(how="die")})))
-    submit(pool, "good", built.job(trial()))
+    pool.submit("poison", built.job(trial(loss={"embedding": Broken(how="die")})))
+    pool.submit("good", built.job(trial()))
     (end,) = follow(pool, "poison")
     assert (end["state"], end["error"]) == ("failed", "its worker died 4 times in a row")
     assert follow(pool, "good")[-1]["state"] == "completed"
@@ -241,7 +237,7 @@ def test_a_lane_of_two_workers_trains_as_one_does(built: Built, tmp_path: Path) 
     recipe = {"epochs": 4, "batch_size": 16, "epoch_size": 80, "lr": 3e-3}
     job = built.job(trial(student={"model": "test_vit"}, loss={"ce": 0.5, "kl": {"weight": 1.0}}, train=recipe))
     with lanes(LanePlan(1, 2, 1, 0.0), built.store.uri, tmp_path) as two:
-        submit(two, "together", job)
+        two.submit("together", job)
         together = follow(two, "together")
     alone = trained_here(built, job)
     assert together[-1]["state"] == "completed"
@@ -255,8 +251,8 @@ def test_a_lane_of_two_workers_trains_as_one_does(built: Built, tmp_path: Path) 
 def test_a_trial_that_fails_on_two_workers_is_failed_and_they_come_back(built: Built, tmp_path: Path) -> None:
     """The other worker waits in a collective call, so that the group has to be started again."""
     with lanes(LanePlan(1, 2, 1, 0.0), built.store.uri, tmp_path) as two:
-        submit(two, "fails", built.job(trial(loss={"embedding": Broken(how="raise", after=1)})))
-        submit(two, "next", built.job(trial()))
+        two.submit("fails", built.job(trial(loss={"embedding": Broken(how="raise", after=1)})))
+        two.submit("next", built.job(trial()))
         fails, after = follow(two, "fails"), follow(two, "next")
     assert fails[-1]["state"] == "failed"
     assert fails[-1]["error"].startswith("ValueError: three lines of reason")
