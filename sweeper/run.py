@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,9 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
     work = prepared.folder.path.absolute() / ".work"
     for scratch in ("train", "tune"):  # what Ray left when an earlier driver was killed; checkpoints stay
         shutil.rmtree(work / scratch, ignore_errors=True)
-    with session(options.address, work / "ray.log"):
+    with ExitStack() as stack:
+        with console.stage("start" if options.address is None else f"join the cluster at {options.address}"):
+            stack.enter_context(session(options.address, work / "ray.log"))
         records = artifacts.build(plan, prepared.store, stage)
         _report(plan, records, console)
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)

@@ -139,7 +139,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             name = event.get("job")
             if event["type"] == "report" and name in self.curves:
                 row = [event["epoch"], event["accuracy_val"], event["loss"], event["train_seconds"]]
-                self.curves[name].append(row)
+                earlier = [r for r in self.curves[name] if r[0] < row[0]]  # a restarted worker repeats epochs
+                self.curves[name] = [*earlier, row]
+                event = {**event, "config": self.open[name][1]}
             if event["type"] == "end" and name in self.open:
                 event = {**event, **self._settle(name, event)}
             self.hooks.on_event(event)

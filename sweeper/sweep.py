@@ -109,7 +109,8 @@ class _Follow:
         if event["type"] == "lane":
             self.view.update(lane, None, "waiting for a trial", 0, 0, None)
         elif event["type"] == "report":
-            self.view.update(lane, number, job, event["epoch"], event["epochs"], event["accuracy_val"])
+            name = label(event["config"]) if "config" in event else job
+            self.view.update(lane, number, name, event["epoch"], event["epochs"], event["accuracy_val"])
         elif event["type"] == "end" and "config" in event:
             config = cast(TrialConfig, event["config"])
             hours = event["cost"].as_hours()["gpu_hours"]

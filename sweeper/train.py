@@ -267,7 +267,9 @@ def fit(
     trainer.seconds = (trainer.synchronised() - entered) * world.num_ranks  # making a model holds the device too
     saved = slot.load()
     if saved is not None:
+        made = trainer.seconds
         trainer.load_state(saved)
+        trainer.seconds += made
     state, saved_at, save_cost = "completed", time.perf_counter(), 0.0
     while trainer.epoch < config.train.epochs:
         started = trainer.synchronised()

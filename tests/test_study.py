@@ -307,10 +307,17 @@ class TestKilled:
             assert [t.user_attrs for t in again.trials()] == [t.user_attrs for t in book.trials()]
             assert again.interrupted() == []
 
-    def test_a_lock_that_a_killed_driver_left_is_no_obstacle(self, journal: Path, tmp_path: Path) -> None:
-        path = shutil.copy(journal, tmp_path / "journal")
+    def test_a_lock_that_a_killed_driver_left_is_not_waited_for(
+        self, journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = Path(shutil.copy(journal, tmp_path / "journal"))
         Path(f"{path}.lock").symlink_to(path)
-        assert study(Path(path)).ask()[0] == 5
+
+        def waits(seconds: float) -> None:
+            raise AssertionError(f"waited {seconds} s for a lock that nobody holds")
+
+        monkeypatch.setattr("time.sleep", waits)
+        assert study(path).ask()[0] == 5
 
     def test_interrupted_trials_come_back_until_they_have_an_outcome(self, tmp_path: Path) -> None:
         book = study(tmp_path / "journal")
