@@ -220,7 +220,8 @@ class Trainer:
         saved = torch.load(io.BytesIO(state), map_location=self.device, weights_only=True)
         self.objective.load_state_dict(saved["objective"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.epoch, self.seconds = saved["epoch"], saved["seconds"]
+        self.epoch = saved["epoch"]
+        self.seconds += saved["seconds"]  # making this one is paid as well
         self.last_loss, self.last_accuracy = saved["loss"], saved["accuracy"]
         torch.set_rng_state(saved["rng"].cpu())
         if self.device.type == "cuda":
@@ -267,9 +268,7 @@ def fit(
     trainer.seconds = (trainer.synchronised() - entered) * world.num_ranks  # making a model holds the device too
     saved = slot.load()
     if saved is not None:
-        made = trainer.seconds
         trainer.load_state(saved)
-        trainer.seconds += made
     state, saved_at, save_cost = "completed", time.perf_counter(), 0.0
     while trainer.epoch < config.train.epochs:
         started = trainer.synchronised()
