@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+REACH_TIMEOUT_S = 10.0
 DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -85,8 +87,21 @@ def session(address: str | None, log: Path) -> Iterator[None]:
             ray.shutdown()
 
 
+def _refuse_dead(address: str) -> None:
+    """Ray tries an address where nothing listens for minutes; one attempt of our own says so at once."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():  # `auto` and `local`: Ray looks them up itself
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: nothing answers there ({error}); is the cluster up?") from error
+
+
 def _connect(address: str | None) -> None:
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        _refuse_dead(address)
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, **options)
