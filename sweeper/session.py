@@ -60,6 +60,11 @@ def native_stderr_to(path: Path) -> Iterator[None]:
         os.close(terminal)
 
 
+def hush_daemons() -> None:
+    """Ray prints messages of its daemons (a worker died, many were started) whatever `log_to_driver` says: log them."""
+    ray_worker.print_to_stdstream = lambda data, **kwargs: logger.debug("%s", data["lines"])
+
+
 @contextmanager
 def session(address: str | None, log: Path) -> Iterator[None]:
     """Ray for the block; a session that is already there is used and left running.
@@ -77,8 +82,7 @@ def session(address: str | None, log: Path) -> Iterator[None]:
     for name, value in {**DRIVER_ENVIRONMENT, **WORKER_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # Ray prints messages of its daemons (a worker died, many were started) whatever `log_to_driver` says.
-    ray_worker.print_to_stdstream = lambda data, **kwargs: logger.debug("%s", data["lines"])
+    hush_daemons()
     with native_stderr_to(log):
         _connect(address)
         try:

@@ -36,6 +36,7 @@ def ray_session() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in wanted.items():
             patch.setenv(name, value)
+        session.hush_daemons()
         ray.init(
             address="local",
             num_cpus=3,
