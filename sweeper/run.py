@@ -34,6 +34,10 @@ def execute(space: SpaceFile, options: Options, console: Console) -> Prepared:
         show(folder, console, fresh=False)
         return prepared
     check_students(space)
+    if options.address is not None:
+        from sweeper.session import refuse_dead
+
+        refuse_dead(options.address)
     with _lock(folder.path):
         folder.write_space(spacefile.resolved(space.config))
         try:

@@ -91,8 +91,12 @@ def session(address: str | None, log: Path) -> Iterator[None]:
             ray.shutdown()
 
 
-def _refuse_dead(address: str) -> None:
-    """Ray tries an address where nothing listens for minutes; one attempt of our own says so at once."""
+def refuse_dead(address: str) -> None:
+    """Ray tries an address where nothing listens for minutes; one attempt of our own says so at once.
+
+    Raises:
+        InputError: nothing answers at `host:port`.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():  # `auto` and `local`: Ray looks them up itself
         return
@@ -104,8 +108,6 @@ def _refuse_dead(address: str) -> None:
 
 def _connect(address: str | None) -> None:
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
-        _refuse_dead(address)
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, **options)

@@ -257,4 +257,5 @@ def test_no_cluster_at_the_address_is_a_mistake(built: Built, tmp_path: Path) ->
     done = sweeper(tmp_path, *command(built.store), "--address", "127.0.0.1:1", "--quiet")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --address 127.0.0.1:1: nothing answers there")
+    assert not (tmp_path / "results").exists()
     assert len(done.stderr.splitlines()) == 1
