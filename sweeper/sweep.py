@@ -13,10 +13,22 @@ from sweeper.console import Console, LaneView
 from sweeper.errors import RunFailed
 from sweeper.lane import Job, LanePool
 from sweeper.ledger import Cost
-from sweeper.plan import artifact_uses
+from sweeper.plan import Plan, artifact_uses
 from sweeper.prepared import Prepared
 from sweeper.store import Record
 from sweeper.study import Study
+
+
+def data_refs(plan: Plan, trial: TrialConfig) -> DataRefs:
+    """Keys of the artifacts that a trial's training reads."""
+    sets = [use.artifact.key for use in plan.image_sets(trial)]
+    taught = trial.teacher != NO_TEACHER
+    return DataRefs(
+        images=sets[0],
+        synthetic=tuple(sets[1:]),
+        num_synthetic=plan.num_synthetic(trial),
+        targets=tuple(plan.targets[trial.teacher, key].key for key in sets) if taught else (),
+    )
 
 
 class Sweep:
@@ -33,17 +45,9 @@ class Sweep:
 
     def job(self, trial: TrialConfig, seed: int, final: bool) -> Job:
         """The job of one training."""
-        sets = [use.artifact.key for use in self.plan.image_sets(trial)]
-        taught = trial.teacher != NO_TEACHER
-        refs = DataRefs(
-            images=sets[0],
-            synthetic=tuple(sets[1:]),
-            num_synthetic=self.plan.num_synthetic(trial),
-            targets=tuple(self.plan.targets[trial.teacher, key].key for key in sets) if taught else (),
-        )
         return Job(
             config=trial.model_dump(mode="json"),
-            refs=refs,
+            refs=data_refs(self.plan, trial),
             views=self.config.views,
             view_seed=self.config.seed,
             seed=seed,

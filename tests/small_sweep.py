@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from sweeper import artifacts, spacefile
-from sweeper.batches import DataRefs
-from sweeper.config import NO_TEACHER, SweepConfig, TrialConfig
+from sweeper.config import SweepConfig, TrialConfig
 from sweeper.datasets import digits
 from sweeper.lane import Job
 from sweeper.plan import Plan, make_plan
 from sweeper.space import Space
 from sweeper.store import Record, Store
+from sweeper.sweep import data_refs
 
 SIZE = 16
 SEED = 0
@@ -107,14 +107,7 @@ class Built:
     def job(self, trial: Mapping[str, Any], *, seed: int = 1, final: bool = False) -> Job:
         """The job of one training, from a part of a trial's section; the rest are defaults."""
         config = TrialConfig.model_validate(trial)
-        sets = [use.artifact.key for use in self.plan.image_sets(config)]
-        taught = config.teacher != NO_TEACHER
-        refs = DataRefs(
-            images=sets[0],
-            synthetic=tuple(sets[1:]),
-            num_synthetic=self.plan.num_synthetic(config),
-            targets=tuple(self.plan.targets[config.teacher, key].key for key in sets) if taught else (),
-        )
+        refs = data_refs(self.plan, config)
         return Job(config=dict(trial), refs=refs, views=self.config.views, view_seed=SEED, seed=seed, final=final)
 
 
