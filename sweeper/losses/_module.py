@@ -1,4 +1,4 @@
-"""What a distillation loss is made of: a float32 module around a formula, projectors, and the distances they share.
+"""What a distillation loss is made of: a float32 module around a formula, projectors, and the scale that weighs it.
 
 A kind's file holds its formula as a function of tensors and passes it to `Float32Loss`; torch is imported only when a
 loss is built, so that a space file can be read without it.
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from sweeper.losses import LossInputs
 
 ProjectorKind = Literal["linear", "mocov2", "simclr", "simclrv2"]
+Summands = Tensor | tuple[Tensor, ...]
+NORMALIZING_BATCHES = 16
 
 
 class Float32Loss(nn.Module):
@@ -25,41 +27,104 @@ class Float32Loss(nn.Module):
     bf16 has 8 bits of mantissa: cosines, exponentials of distances and logarithms of sums do not survive it.
 
     Args:
-        formula: reads the trained parts and the buffers as attributes of the module that it is given.
+        formula: reads the trained parts and the buffers as attributes of the module that it is given. Where the loss is
+            a sum whose terms can cancel (alignment and uniformity), it returns the terms: their sizes then measure the
+            size of the loss.
         parts: trained submodules by name.
         buffers: tensors by name that belong to the state but are not trained.
+        ramp: factor of the whole loss by the training's progress in [0, 1]; not part of its size.
+        classify: maps student embeddings B x D to logits B x K by an affine map that is trained in place of the
+            student's own classifier (SimKD). The loop computes the student's logits with it, and writes the map into
+            the student's classifier.
     """
 
     def __init__(
         self,
-        formula: Callable[[nn.Module, LossInputs], Tensor],
+        formula: Callable[[nn.Module, LossInputs], Summands],
         parts: Mapping[str, nn.Module] | None = None,
         buffers: Mapping[str, Tensor] | None = None,
+        *,
+        ramp: Callable[[float], float] | None = None,
+        classify: Callable[[nn.Module, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.formula = formula
+        self.formula, self.ramp, self.classify = formula, ramp, classify
         for name, part in (parts or {}).items():
             self.add_module(name, part)
         for name, buffer in (buffers or {}).items():
             self.register_buffer(name, buffer)
 
+    def summands(self, inputs: LossInputs) -> tuple[Tensor, ...]:
+        """Float32 scalars whose sum is the unweighted loss before its ramp."""
+        with torch.autocast(inputs.student_logits_BK.device.type, enabled=False):
+            found = self.formula(self, float32(inputs))
+        return found if isinstance(found, tuple) else (found,)
+
+    def factor(self, progress: float) -> float:
+        """The ramp's value."""
+        return 1.0 if self.ramp is None else self.ramp(progress)
+
     def forward(self, inputs: LossInputs) -> Tensor:
         """The unweighted loss, a float32 scalar."""
-        with torch.autocast(inputs.student_logits_BK.device.type, enabled=False):
-            return self.formula(self, float32(inputs))
+        return torch.stack(self.summands(inputs)).sum() * self.factor(inputs.progress)
+
+
+class Normalized(nn.Module):
+    """A loss divided by its own size over the first batches of its training: about 1 there, whatever its formula.
+
+    Published default weights span .02 to 30000 (METHOD section 3); behind this, `weight` compares losses. The size of a
+    batch is the sum of |summand|, which does not vanish where terms of opposite sign cancel. The divisor is the mean
+    size of the batches so far, up to the 16th, then fixed; batches in which the loss is exactly 0 (no label to use)
+    do not count. Both counters are buffers: a resumed trial goes on with the same divisor. With several workers the
+    mean is taken over all of them, so that they descend on one objective. [ours]
+    """
+
+    size: Tensor
+    batches: Tensor
+
+    def __init__(self, loss: Float32Loss) -> None:
+        super().__init__()
+        self.loss = loss
+        self.register_buffer("size", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """The normalised loss, a float32 scalar; in evaluation mode the divisor stays."""
+        parts = torch.stack(self.loss.summands(inputs))
+        if self.training:
+            self._measure(parts.detach().abs().sum())
+        scale = torch.where(self.batches > 0, self.size, 1.0)
+        return parts.sum() / scale * self.loss.factor(inputs.progress)
+
+    def _measure(self, size: Tensor) -> None:
+        """Take a batch's size into the running mean, without waiting for the device."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(size)
+            size = size / torch.distributed.get_world_size()
+        counts = (self.batches < NORMALIZING_BATCHES) & (size > 0) & size.isfinite()
+        after = self.batches + counts
+        mean = self.size + (size - self.size) / after.clamp(min=1)
+        self.size.copy_(torch.where(counts, mean, self.size))
+        self.batches.copy_(after)
 
 
 def float32(inputs: LossInputs) -> LossInputs:
     """The same batch with every floating tensor in float32; gradients flow to the student's tensors only."""
-    tensors = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
-    floats = {name: value.float() for name, value in tensors.items() if value is not None and value.is_floating_point()}
-    return replace(inputs, **{k: v.detach() if k.startswith("teacher") else v for k, v in floats.items()})
+
+    def convert(name: str, value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(convert(name, item) for item in value)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return value.float().detach() if name.startswith("teacher") else value.float()
+
+    return replace(inputs, **{field.name: convert(field.name, getattr(inputs, field.name)) for field in fields(inputs)})
 
 
 def given(tensor: Tensor | None, name: str) -> Tensor:
-    """A teacher's tensor that the kind's NEEDS asks for."""
+    """A tensor that the kind's NEEDS asks for."""
     if tensor is None:
-        raise ValueError(f"this loss needs the teacher's {name}, and the batch holds none")
+        raise ValueError(f"this loss needs the {name}, and the batch holds none")
     return tensor
 
 
@@ -82,7 +147,7 @@ def projector(kind: ProjectorKind, width_in: int, width_out: int) -> nn.Sequenti
 
 def projected(loss: nn.Module, inputs: LossInputs) -> tuple[Tensor, Tensor]:
     """Unit vectors zS, zT, B x P each, from the parts `student_projector` and `teacher_projector` of a loss."""
-    embedding_BT = given(inputs.teacher_embedding_BT, "embedding")
+    embedding_BT = given(inputs.teacher_embedding_BT, "teacher's embedding")
     student_BP = loss.get_submodule("student_projector")(inputs.student_embedding_BD)
     teacher_BP = loss.get_submodule("teacher_projector")(embedding_BT)
     return F.normalize(student_BP, dim=1), F.normalize(teacher_BP, dim=1)

@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from sweeper.registry import Settings
+from sweeper.losses import LossSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sweeper.losses import LossContext, LossInputs
+    from sweeper.losses._module import Float32Loss
 
+PAPER = "Farhat & Chen 2024, arXiv 2404.03263"
+PUBLISHED_WEIGHT = 1.0
 NEEDS = frozenset({"embedding"})
 
 
-class Config(Settings):
+class Config(LossSettings):
     """`alpha` and `t` as in Wang & Isola 2020; `w_align` and `w_unif` stand inside the loss, `weight` before it."""
 
     kind: Literal["align_uniform"] = "align_uniform"
-    weight: Annotated[float, Field(ge=0)] = 1.0
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
     dim: Annotated[int, Field(ge=1)] = 128
     alpha: Annotated[float, Field(gt=0)] = 2.0
@@ -61,7 +63,7 @@ def uniformity(z_BP: Tensor, t: float) -> Tensor:
     return torch.logsumexp(-t * pairs, dim=0) - math.log(pairs.numel())
 
 
-def build(config: Config, context: LossContext) -> nn.Module:
+def build(config: Config, context: LossContext) -> Float32Loss:
     """L = w_align L_align(zS, zT) + w_unif (L_unif(zS) + L_unif(zT)) / 2, with z = L2norm(projector(embedding)).
 
     Farhat & Chen 2024, "On the surprising efficacy of distillation as an alternative to pre-training small models",
@@ -69,10 +71,10 @@ def build(config: Config, context: LossContext) -> nn.Module:
     """
     from sweeper.losses._module import Float32Loss, projected, projector
 
-    def formula(loss: nn.Module, inputs: LossInputs) -> Tensor:
+    def formula(loss: nn.Module, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         student_BP, teacher_BP = projected(loss, inputs)
         spread = (uniformity(student_BP, config.t) + uniformity(teacher_BP, config.t)) / 2
-        return config.w_align * alignment(student_BP, teacher_BP, config.alpha) + config.w_unif * spread
+        return config.w_align * alignment(student_BP, teacher_BP, config.alpha), config.w_unif * spread
 
     parts = {
         "student_projector": projector(config.projector, context.student_dim, config.dim),

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from sweeper.registry import Settings
+from sweeper.losses import LossSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sweeper.losses import LossContext, LossInputs
+    from sweeper.losses._module import Float32Loss
 
+PAPER = "pooled form of Romero et al. 2015, arXiv 1412.6550"
+PUBLISHED_WEIGHT = 1.0
 NEEDS = frozenset({"embedding"})
 
 
-class Config(Settings):
+class Config(LossSettings):
     """Nothing to choose but the weight."""
 
     kind: Literal["cosine"] = "cosine"
-    weight: Annotated[float, Field(ge=0)] = 1.0
 
 
 def cosine(student_BT: Tensor, teacher_BT: Tensor) -> Tensor:
@@ -33,12 +33,12 @@ def cosine(student_BT: Tensor, teacher_BT: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student_BT, teacher_BT, dim=1)).mean()
 
 
-def build(config: Config, context: LossContext) -> nn.Module:
+def build(config: Config, context: LossContext) -> Float32Loss:
     """The loss of one trial; only the student's side is projected, to the teacher's width."""
     from sweeper.losses._module import Float32Loss, given, projector
 
     def formula(loss: nn.Module, inputs: LossInputs) -> Tensor:
         student_BT = loss.get_submodule("student_projector")(inputs.student_embedding_BD)
-        return cosine(student_BT, given(inputs.teacher_embedding_BT, "embedding"))
+        return cosine(student_BT, given(inputs.teacher_embedding_BT, "teacher's embedding"))
 
     return Float32Loss(formula, {"student_projector": projector("linear", context.student_dim, context.teacher_dim)})

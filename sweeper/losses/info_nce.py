@@ -6,21 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from sweeper.registry import Settings
+from sweeper.losses import LossSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sweeper.losses import LossContext, LossInputs
+    from sweeper.losses._module import Float32Loss
 
+PAPER = "van den Oord et al. 2018, arXiv 1807.03748"
+PUBLISHED_WEIGHT = 1.0
 NEEDS = frozenset({"embedding"})
 
 
-class Config(Settings):
+class Config(LossSettings):
     """`tau` is usually .05 to .2; `symmetric` also asks each teacher's vector for its student's."""
 
     kind: Literal["info_nce"] = "info_nce"
-    weight: Annotated[float, Field(ge=0)] = 1.0
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
     dim: Annotated[int, Field(ge=1)] = 128
     tau: Annotated[float, Field(gt=0)] = 0.1
@@ -43,7 +45,7 @@ def info_nce(student_BP: Tensor, teacher_BP: Tensor, tau: float, symmetric: bool
     return (forward + F.cross_entropy(similarity_BB.T, own_B)) / 2 if symmetric else forward
 
 
-def build(config: Config, context: LossContext) -> nn.Module:
+def build(config: Config, context: LossContext) -> Float32Loss:
     """The loss of one trial, with a trained projector on each side."""
     from sweeper.losses._module import Float32Loss, projected, projector
 

@@ -7,25 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from sweeper.errors import InputError
-from sweeper.registry import Settings
+from sweeper.losses import LossSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sweeper.losses import LossContext, LossInputs
+    from sweeper.losses._module import Float32Loss
 
-NEEDS = frozenset({"embedding"})
+PAPER = "He et al. 2022, arXiv 2203.05180"
+PUBLISHED_WEIGHT = 3.0
+NEEDS = frozenset({"pre_embedding", "pool"})
 CHUNK_ROWS = 4096
 # Embeddings are cached in fp16 (11 significant bits): a direction whose standard deviation is below 2^-11 of the root
 # mean square of the largest entry holds rounding, which `power_temperature` would blow up to the size of a signal.
 FP16_ROUNDING = 2.0**-11
 
 
-class Config(Settings):
+class Config(LossSettings):
     """The paper's T and n; its weight is 3 or 20, depending on the teacher."""
 
     kind: Literal["kdep"] = "kdep"
-    weight: Annotated[float, Field(ge=0)] = 3.0
     temperature: Annotated[float, Field(gt=0)] = 0.1
     power: Annotated[float, Field(ge=1)] = 3.0
 
@@ -66,19 +68,19 @@ def power_temperature(features: Tensor, temperature: float, power: float) -> Ten
     return features.sign() * (features.abs() / temperature).pow(1 / power)
 
 
-def build(config: Config, context: LossContext) -> nn.Module:
+def build(config: Config, context: LossContext) -> Float32Loss:
     """L = mean_{batch, component} (fS - f'')^2, f'' = sign(f') |f' / T|^(1/n), f' = (f - mu) V[:, :D].
 
     He et al. 2022, "Knowledge distillation as efficient pre-training: faster convergence, higher data-efficiency, and
     better transferability", arXiv 2203.05180: mu and V are the mean and the principal directions of the teacher's
     embeddings over the training pool's canonical views. The alignment to the student's width D is not trained.
 
-    Two things differ from the paper. Where the student is wider than the teacher, or than the number of directions in
-    which the pool varies, only the first C entries of its embedding have a target, the mean runs over those, and the
-    others stay free (ours): padded targets would teach the student dead features. And the paper regresses pooled
-    features from before the last ReLU on both sides, while the cached embedding and the student's are whatever the
-    architectures pool: after the ReLU for most convolutional ones. Such a student can not go below 0 where a target
-    does, so that a part of the loss stays; students that end in a norm (ViT, ConvNeXt) have no such bound.
+    Both sides are pooled from before the last activation, as in the paper: after a ReLU a student could not follow a
+    target below 0. For architectures that end in a norm (ViT, ConvNeXt) that is from before the norm (ours).
+
+    One thing differs from the paper. Where the student is wider than the teacher, or than the number of directions in
+    which the pool varies, only the first C entries of its features have a target, the mean runs over those, and the
+    others stay free (ours): padded targets would teach the student dead features.
     """
     import torch
 
@@ -86,11 +88,16 @@ def build(config: Config, context: LossContext) -> nn.Module:
 
     def formula(loss: nn.Module, inputs: LossInputs) -> Tensor:
         components_TC = loss.get_buffer("components_TC")
-        centred_BT = given(inputs.teacher_embedding_BT, "embedding") - loss.get_buffer("mean_T")
+        centred_BT = given(inputs.teacher_pre_embedding_BT, "teacher's pre-activation embedding") - loss.get_buffer(
+            "mean_T"
+        )
         target_BC = power_temperature(centred_BT @ components_TC, config.temperature, config.power)
-        student_BC = inputs.student_embedding_BD[:, : components_TC.shape[1]]
+        student_BC = given(inputs.student_pre_embedding_BD, "student's pre-activation embedding")[
+            :, : components_TC.shape[1]
+        ]
         return (student_BC - target_BC).square().mean()
 
-    mean_T, components_TC = principal_components(context.teacher_embeddings(), context.student_dim)
+    pool_NT = given(context.pool().pre_embedding_NT, "pool's pre-activation embeddings")
+    mean_T, components_TC = principal_components(pool_NT, context.student_dim)
     buffers = {"mean_T": mean_T.to(torch.float32), "components_TC": components_TC.to(torch.float32)}
     return Float32Loss(formula, buffers=buffers)

@@ -6,21 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from sweeper.registry import Settings
+from sweeper.losses import LossSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sweeper.losses import LossContext, LossInputs
+    from sweeper.losses._module import Float32Loss
 
+PAPER = "Hinton et al. 2015, arXiv 1503.02531"
+PUBLISHED_WEIGHT = 0.9
 NEEDS = frozenset({"logits"})
 
 
-class Config(Settings):
+class Config(LossSettings):
     """Hinton et al. take T between 1 and 20; 4 is the usual value with a task-adapted teacher."""
 
     kind: Literal["kl"] = "kl"
-    weight: Annotated[float, Field(ge=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 4.0
 
 
@@ -37,11 +39,11 @@ def kl(student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: float)
     return F.kl_div(student_log_BK, teacher_log_BK, reduction="batchmean", log_target=True) * temperature**2
 
 
-def build(config: Config, context: LossContext) -> nn.Module:
+def build(config: Config, context: LossContext) -> Float32Loss:
     """The loss of one trial; it has no state."""
     from sweeper.losses._module import Float32Loss, given
 
     def formula(_: nn.Module, inputs: LossInputs) -> Tensor:
-        return kl(inputs.student_logits_BK, given(inputs.teacher_logits_BK, "logits"), config.temperature)
+        return kl(inputs.student_logits_BK, given(inputs.teacher_logits_BK, "teacher's logits"), config.temperature)
 
     return Float32Loss(formula)

@@ -58,15 +58,15 @@ def test_value_and_gradient(temperature, power, inputs, context, central_differe
     pool = make_pool()
     config = kdep.Config(temperature=temperature, power=power)
     loss = kdep.build(config, context(pool=torch.tensor(pool, dtype=torch.float32)))
-    given = inputs(teacher_embedding_BT=torch.tensor(make_pool(8, seed=1), dtype=torch.float32))
+    given = inputs(teacher_pre_embedding_BT=torch.tensor(make_pool(8, seed=1), dtype=torch.float32))
     student, teacher = (
-        tensor.detach().double().numpy() for tensor in (given.student_embedding_BD, given.teacher_embedding_BT)
+        tensor.detach().double().numpy() for tensor in (given.student_pre_embedding_BD, given.teacher_pre_embedding_BT)
     )
     value = loss(given)
     value.backward()
     assert value.item() == pytest.approx(oracle(student, teacher, pool, temperature, power), rel=1e-4)
     slope = central_differences(lambda point: oracle(point, teacher, pool, temperature, power), student)
-    np.testing.assert_allclose(given.student_embedding_BD.grad, slope, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(given.student_pre_embedding_BD.grad, slope, rtol=1e-3, atol=1e-4)
 
 
 def test_power_temperature_pinned():
@@ -77,12 +77,12 @@ def test_power_temperature_pinned():
 def test_wider_student_has_free_entries(inputs, context):
     pool = make_pool()
     loss = kdep.build(kdep.Config(), context(student_dim=15, pool=torch.tensor(pool)))
-    given = inputs(student_dim=15, teacher_embedding_BT=torch.tensor(make_pool(8, seed=1)))
+    given = inputs(student_dim=15, teacher_pre_embedding_BT=torch.tensor(make_pool(8, seed=1)))
     value = loss(given)
     value.backward()
-    first = given.student_embedding_BD.detach().double().numpy()[:, :WIDTH]
-    assert value.item() == pytest.approx(oracle(first, given.teacher_embedding_BT.numpy(), pool), rel=1e-4)
-    gradient = given.student_embedding_BD.grad
+    first = given.student_pre_embedding_BD.detach().double().numpy()[:, :WIDTH]
+    assert value.item() == pytest.approx(oracle(first, given.teacher_pre_embedding_BT.numpy(), pool), rel=1e-4)
+    gradient = given.student_pre_embedding_BD.grad
     assert (gradient[:, :WIDTH] != 0).all()
     assert (gradient[:, WIDTH:] == 0).all()
 
