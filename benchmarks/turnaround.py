@@ -137,14 +137,14 @@ def train_alone(settings: dict[str, Any]) -> None:
 
     from sweeper import train
     from sweeper.batches import DataCache
-    from sweeper.config import TrialConfig
+    from sweeper.trial import TrialConfig
     from sweeper.store import Store
 
     torch.set_num_threads(settings["threads"])
     job, name, watch = settings["job"], settings["name"], settings["watch"]
     config = TrialConfig.model_validate(job.config)
     data = DataCache(Store(settings["store"])).trial_data(
-        job.refs, view_config=job.views, view_seed=job.view_seed, hard_synthetic=True, with_test=False
+        job.refs, needs=config.needs, view_config=job.views, view_seed=job.view_seed, with_test=False
     )
     outcome = train.fit(
         config,
@@ -211,7 +211,7 @@ def prepare(trials: int, folder: Path) -> tuple[SweepConfig, str, Job]:
     """The sweep's configuration, a store that holds its images, and a job of its first corner."""
     from sweeper import ingest, registry
     from sweeper.batches import DataRefs
-    from sweeper.config import TrialConfig
+    from sweeper.trial import TrialConfig
     from sweeper.plan import make_plan
     from sweeper.space import Space
     from sweeper.store import Store

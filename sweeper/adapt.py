@@ -8,17 +8,17 @@ its penalty is chosen on the validation split; the test split is never read. No 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
 from sweeper import registry, views
+from sweeper.adapted import CHANGED_FILE, CLASSIFIER_FILE
 from sweeper.batches import ImageSplit, image_split
 from sweeper.errors import RunFailed
 from sweeper.ledger import Charge, DeviceTimer, device_name
@@ -26,9 +26,6 @@ from sweeper.plan import Artifact
 from sweeper.registry import Settings
 from sweeper.store import Record, Store
 from sweeper.views import ViewConfig
-
-if TYPE_CHECKING:
-    from sweeper.teachers import Teacher
 
 BATCH = 256
 PROBE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # sklearn's C
@@ -154,27 +151,10 @@ def build(
         stage="adapt", key=artifact.key, seconds=timer.seconds, device=device_name(device), units=artifact.units
     )
     prefix = store.staging()
-    store.write_bytes(prefix, "changed.safetensors", save_tensors(changed))
+    store.write_bytes(prefix, CHANGED_FILE, save_tensors(changed))
+    # small, and all that losses which reuse the teacher's classifier need of it
+    classifier = {name: value.cpu().contiguous() for name, value in teacher.classifier.state_dict().items()}
+    store.write_bytes(prefix, CLASSIFIER_FILE, save_tensors(classifier))
     return store.commit(
         artifact.key, "adapt", spec, prefix, meta=meta, charge=charge, dependencies=artifact.dependencies
     )
-
-
-def load_teacher(store: Store, key: str, config: Settings, class_names: Sequence[str]) -> Teacher:
-    """The adapted teacher of an `adapt` artifact, frozen, on the CPU.
-
-    Raises:
-        RunFailed: the artifact is not in the store.
-    """
-    record = store.get(key)
-    if record is None:
-        raise RunFailed(f"adapted teacher {key[:12]} is not in {store.uri}; run again to build it")
-    teacher: Any = registry.load("teachers", config.kind).build(config, class_names)  # type: ignore[attr-defined]
-    changed = load_tensors(store.read_bytes(record, "changed.safetensors"))
-    if record.meta["adapt"] == "linear_probe":
-        teacher.with_classifier(changed["weight"], changed["bias"])
-    elif record.meta["adapt"] == "fine_tune":
-        teacher.with_classifier(changed["classifier.weight"], changed["classifier.bias"])
-        teacher.load_state_dict(changed)
-    adapted: Teacher = teacher
-    return adapted

@@ -68,15 +68,21 @@ def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: 
 
 def _targets(plan: Plan, store: Store, missing: set[str], gpus: float, stage: StageView) -> None:
     """One pass for all teachers: image sets that lack the same teachers are read together."""
-    passes: dict[tuple[str, ...], list[str]] = {}
+    passes: dict[tuple[tuple[str, tuple[str, ...]], ...], list[str]] = {}
     for images in dict.fromkeys(key for _, key in plan.targets):
-        lacking = tuple(t for (t, key), item in plan.targets.items() if key == images and item.key in missing)
+        lacking = tuple(
+            (teacher, tuple(item.spec["columns"]))
+            for (teacher, key), item in plan.targets.items()
+            if key == images and item.key in missing
+        )
         if lacking:
             passes.setdefault(lacking, []).append(images)
-    for teachers, image_sets in passes.items():
+    for wanted, image_sets in passes.items():
+        teachers = [name for name, _ in wanted]
         spec = targets.PassSpec(
             teachers=tuple(
-                targets.TeacherRef(name, plan.config.teachers[name], plan.adapt[name].key) for name in teachers
+                targets.TeacherRef(name, plan.config.teachers[name], plan.adapt[name].key, columns)
+                for name, columns in wanted
             ),
             views=plan.config.views,
             seed=plan.config.seed,

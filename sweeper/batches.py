@@ -18,13 +18,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sweeper import views
+from sweeper import adapted, sources, views
+from sweeper.losses import COLUMNS
+from sweeper.registry import Settings
+from sweeper.sources import CachedTargets, LiveTeacher, Sight, TargetSource, TeacherBatch
 from sweeper.views import ViewConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sweeper.store import Store
+    from sweeper.store import Record, Store
+    from sweeper.teachers import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRefs:
+    """One teacher of a trial. `targets`: of the images, then of each synthetic set; none for a teacher in the loop."""
+
+    adapt: str
+    config: Settings
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +47,8 @@ class DataRefs:
     images: str
     synthetic: tuple[str, ...] = ()
     num_synthetic: int = 0
-    targets: tuple[str, ...] = ()  # of `images`, then of each of `synthetic`; empty without a teacher
+    teachers: tuple[TeacherRefs, ...] = ()  # several of an ensemble; none without a teacher
+    is_separate: bool = False  # how an ensemble's embeddings are read
 
 
 @dataclass(frozen=True)
@@ -52,22 +66,13 @@ class ImageSplit:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """A teacher's cached outputs, fp16: logits_NVK, embedding_NVT, and the views_NV5 that they belong to."""
-
-    views_NV5: np.ndarray
-    logits_NVK: torch.Tensor
-    embedding_NVT: torch.Tensor
-
-
-@dataclass(frozen=True)
 class TrialData:
-    """All that one trial reads. `hard_N`: the label may be used; `keys_N`: uint64 keys of the view generator."""
+    """All that one trial reads. The first `num_real` training images are real; `keys_N`: uint64 keys of their views."""
 
     train: ImageSplit
     keys_N: np.ndarray
-    hard_N: torch.Tensor
-    targets: Targets | None
+    num_real: int
+    source: TargetSource | None
     val: ImageSplit
     test: ImageSplit | None
     class_names: tuple[str, ...]
@@ -78,14 +83,15 @@ class TrialData:
 
 @dataclass(frozen=True)
 class Batch:
-    """images_BCHW float in [0, 1], cropped and flipped; the teacher's outputs for these very views, or None."""
+    """images_BCHW float in [0, 1], cropped and flipped, the first `num_real` of them real ones; the teacher's outputs
+    for these very views, or None.
+    """
 
     images_BCHW: torch.Tensor
     labels_B: torch.Tensor
-    hard_B: torch.Tensor
     index_B: torch.Tensor
-    teacher_logits_BK: torch.Tensor | None
-    teacher_embedding_BT: torch.Tensor | None
+    num_real: int
+    teacher: TeacherBatch | None
 
 
 def image_split(table: pa.Table, image_size: int) -> ImageSplit:
@@ -96,31 +102,6 @@ def image_split(table: pa.Table, image_size: int) -> ImageSplit:
     return ImageSplit(images_BCHW, torch.from_numpy(table["label"].to_numpy().astype(np.int64)))
 
 
-def _stored_targets(table: pa.Table, sample_ids: Sequence[str]) -> Targets:
-    """Rows keyed by (sample_id, view), in any order, as dense arrays in the order of `sample_ids`."""
-    position = {sample_id: i for i, sample_id in enumerate(sample_ids)}
-    rows = np.array([position.get(s, -1) for s in table["sample_id"].to_pylist()], dtype=np.int64)
-    view = table["view"].to_numpy()
-    num_views = int(view.max()) + 1
-    kept = rows >= 0
-    slot = rows[kept] * num_views + view[kept]
-    if len(np.unique(slot)) != len(sample_ids) * num_views:
-        raise ValueError(f"targets hold {len(np.unique(slot))} of {len(sample_ids) * num_views} (sample, view) rows")
-
-    def dense(name: str, dtype: type) -> np.ndarray:
-        column = table[name].combine_chunks()
-        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-        out = np.empty((len(sample_ids) * num_views, values.shape[1]), dtype=dtype)
-        out[slot] = values[kept]
-        return out.reshape(len(sample_ids), num_views, -1)
-
-    return Targets(
-        dense("box", np.float32),
-        torch.from_numpy(dense("logits", np.float16)),
-        torch.from_numpy(dense("embedding", np.float16)),
-    )
-
-
 class DataCache:
     """Reads artifacts as trial data and keeps the last few tables, read-only, for the trials that follow on a lane."""
 
@@ -128,25 +109,35 @@ class DataCache:
         self.store = store
         self.capacity = capacity
         self._tables: dict[str, pa.Table] = {}
+        self._teachers: dict[str, Teacher] = {}
 
     def table(self, key: str) -> pa.Table:
         """The artifact's rows. Raises LookupError when the store no longer holds it."""
         if key not in self._tables:
-            record = self.store.get(key)
-            if record is None:
-                raise LookupError(f"artifact {key[:12]} is not in {self.store.uri}; run again to build it")
+            record = self.record(key)
             if len(self._tables) >= self.capacity:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[key] = self.store.read_table(record)
         return self._tables[key]
 
-    def trial_data(
-        self, refs: DataRefs, *, view_config: ViewConfig, view_seed: int, hard_synthetic: bool, with_test: bool
-    ) -> TrialData:
-        """Assemble one trial's data on the CPU; `with_test` only for finalists."""
-        record = self.store.get(refs.images)
+    def record(self, key: str) -> Record:
+        """The artifact's record. Raises LookupError when the store no longer holds it."""
+        record = self.store.get(key)
         if record is None:
-            raise LookupError(f"images {refs.images[:12]} are not in {self.store.uri}")
+            raise LookupError(f"artifact {key[:12]} is not in {self.store.uri}; run again to build it")
+        return record
+
+    def trial_data(
+        self,
+        refs: DataRefs,
+        *,
+        needs: frozenset[str],
+        view_config: ViewConfig,
+        view_seed: int,
+        with_test: bool,
+    ) -> TrialData:
+        """Assemble one trial's data on the CPU; `needs` as `losses.INPUTS` names it, `with_test` only for finalists."""
+        record = self.record(refs.images)
         size = int(record.meta["image_size"])
         images = self.table(refs.images)
         split = np.array(images["split"].to_pylist())
@@ -161,42 +152,76 @@ class DataCache:
         if left > 0:
             raise LookupError(f"{left} of {refs.num_synthetic} synthetic images are missing from the store")
         splits = [image_split(part, size) for part in parts]
-        num_real, num_all = len(splits[0]), sum(len(s) for s in splits)
+        keys_N = np.array([views.sample_key(s) for part in ids for s in part], dtype=np.uint64)
+        class_names = tuple(record.meta["class_names"])
+        live = [teacher for teacher in refs.teachers if not teacher.targets]
+        source: TargetSource | None = None
+        if live:
+            source = self._live(live[0], needs, class_names, keys_N, view_config, view_seed)
+        elif refs.teachers:
+            members = [self._cached(teacher, needs, ids, keys_N) for teacher in refs.teachers]
+            source = sources.together(members, separate=refs.is_separate)
         return TrialData(
             train=ImageSplit(
                 torch.cat([s.images_BCHW for s in splits]),
                 torch.cat([s.labels_B for s in splits]),
             ),
-            keys_N=np.array([views.sample_key(s) for part in ids for s in part], dtype=np.uint64),
-            hard_N=torch.arange(num_all) < (num_all if hard_synthetic else num_real),
-            targets=self._targets(refs, ids),
+            keys_N=keys_N,
+            num_real=len(splits[0]),
+            source=source,
             val=image_split(images.filter(split == "val"), size),
             test=image_split(images.filter(split == "test"), size) if with_test else None,
-            class_names=tuple(record.meta["class_names"]),
+            class_names=class_names,
             image_size=size,
             views=view_config,
             view_seed=view_seed,
         )
 
-    def _targets(self, refs: DataRefs, ids: Sequence[Sequence[str]]) -> Targets | None:
-        if not refs.targets:
-            return None
+    def _cached(
+        self, refs: TeacherRefs, needs: frozenset[str], ids: Sequence[Sequence[str]], keys_N: np.ndarray
+    ) -> CachedTargets:
+        """A teacher's stored columns that the trial needs, for its images in order."""
+        names = [name for name in sorted(COLUMNS) if name in needs]
         parts = [
-            _stored_targets(self.table(key), part) for key, part in zip(refs.targets, ids, strict=True) if len(part)
+            sources.stored_columns(self.table(key), part, ["box", *names])
+            for key, part in zip(refs.targets, ids, strict=True)
+            if len(part)
         ]
-        return Targets(
-            np.concatenate([p.views_NV5 for p in parts]),
-            torch.cat([p.logits_NVK for p in parts]),
-            torch.cat([p.embedding_NVT for p in parts]),
+        columns = {name: torch.from_numpy(np.concatenate([p[name] for p in parts])) for name in names}
+        classifier = adapted.load_classifier(self.store, self.record(refs.adapt))
+        return CachedTargets(
+            keys_N=keys_N,
+            views_NV5=np.concatenate([p["box"] for p in parts]),
+            columns=columns,
+            classifier=classifier,
+            widths=(classifier[0].shape[1],),
+        )
+
+    def _live(
+        self,
+        refs: TeacherRefs,
+        needs: frozenset[str],
+        class_names: Sequence[str],
+        keys_N: np.ndarray,
+        view_config: ViewConfig,
+        view_seed: int,
+    ) -> LiveTeacher:
+        """The teacher itself; kept for the trials that follow."""
+        if refs.adapt not in self._teachers:
+            self._teachers = {refs.adapt: adapted.load_teacher(self.store, refs.adapt, refs.config, class_names)}
+        teacher = self._teachers[refs.adapt]
+        num_maps = len(teacher.tap_points.maps) if "maps" in needs else 0
+        return LiveTeacher(
+            teacher=teacher, keys_N=keys_N, views=view_config, view_seed=view_seed, needs=needs, num_maps=num_maps
         )
 
 
 class BatchStream:
     """Endless, seekable stream of training batches on a device.
 
-    Position p (in samples) belongs to pass p // N; each pass is a permutation seeded by (seed, pass). In pass q,
-    sample i shows stored view 1 + (q + key_i) % (V - 1), so that neighbours in a batch are not all at the same view
-    number.
+    Position p (in samples) belongs to pass p // N; each pass is a permutation seeded by (seed, pass). Within a batch
+    real images come first, so that losses can treat the synthetic ones apart without asking the device. The views are
+    those of the trial's source, or fresh ones without a teacher.
 
     Args:
         data: a trial's data, on the CPU; it is moved to `device` once.
@@ -210,9 +235,7 @@ class BatchStream:
         self.data, self.seed, self.device = data, seed, device
         self.batch_size, self.rank, self.num_ranks = batch_size, rank, num_ranks
         self.train = data.train.to(device)
-        self.hard_N = data.hard_N.to(device)
-        self.logits_NVK = data.targets.logits_NVK.to(device) if data.targets else None
-        self.embedding_NVT = data.targets.embedding_NVT.to(device) if data.targets else None
+        self.source = data.source.to(device) if data.source else None
         self._pass: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def _order(self, number: int) -> np.ndarray:
@@ -235,25 +258,21 @@ class BatchStream:
         """The batch that begins at sample position `start`, this rank's share of it."""
         index, number = self.indices(start)
         index, number = index[self.rank :: self.num_ranks], number[self.rank :: self.num_ranks]
-        targets = self.data.targets
+        order = np.argsort(index >= self.data.num_real, kind="stable")
+        index, number = index[order], number[order]
         index_B = torch.from_numpy(index).to(self.device)
-        logits_BK = embedding_BT = None
-        if targets is None:
-            boxes_B5 = views.draw_views(self.data.views, self.data.view_seed, self.data.keys_N[index], number + 1)
+        if self.source is None:
+            boxes = views.draw_views(self.data.views, self.data.view_seed, self.data.keys_N[index], number + 1)
         else:
-            num_views = targets.views_NV5.shape[1]
-            offset = (self.data.keys_N[index] % np.uint64(max(1, num_views - 1))).astype(np.int64)
-            view = 1 + (number + offset) % (num_views - 1) if num_views > 1 else np.zeros_like(number)
-            boxes_B5 = targets.views_NV5[index, view]
-            view_B = torch.from_numpy(view).to(self.device)
-            assert self.logits_NVK is not None
-            assert self.embedding_NVT is not None
-            logits_BK = self.logits_NVK[index_B, view_B].float()
-            embedding_BT = self.embedding_NVT[index_B, view_B].float()
-        boxes = torch.from_numpy(np.ascontiguousarray(boxes_B5, dtype=np.float32)).to(self.device)
-        images_BCHW = views.apply_views(self.train.images_BCHW[index_B], boxes, self.data.image_size)
-        labels_B, hard_B = self.train.labels_B[index_B], self.hard_N[index_B]
-        return Batch(images_BCHW, labels_B, hard_B, index_B, logits_BK, embedding_BT)
+            boxes = self.source.boxes(index, number)
+        boxes_B5 = torch.from_numpy(np.ascontiguousarray(boxes, dtype=np.float32)).to(self.device)
+        whole_BCHW = self.train.images_BCHW[index_B]
+        images_BCHW = views.apply_views(whole_BCHW, boxes_B5, self.data.image_size)
+        teacher = None
+        if self.source is not None:
+            teacher = self.source.targets(Sight(index, number, whole_BCHW, boxes_B5, images_BCHW))
+        num_real = int((index < self.data.num_real).sum())
+        return Batch(images_BCHW, self.train.labels_B[index_B], index_B, num_real, teacher)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches from sample position `start` until `stop` is reached."""

@@ -81,11 +81,12 @@ def plan(space: Path, overrides: tuple[str, ...], results: str, store: str, quie
     from sweeper import spacefile
     from sweeper.console import Console
     from sweeper.forecast import forecast
-    from sweeper.prepared import check_students, header, prepare
+    from sweeper.pairs import check_models
+    from sweeper.prepared import header, prepare
 
     read = spacefile.load(space, overrides)
     prepared = prepare(read, _options(results, store))
-    check_students(read)
+    check_models(read)
     expected = forecast(prepared.plan, prepared.space.space, prepared.store)
     Console(quiet=quiet).header(header(prepared, expected))
 
@@ -228,3 +229,7 @@ def kinds(family: str | None) -> None:
         click.echo(f"{name}:")
         for kind, line in registry.kinds(name).items():
             click.echo(f"  {kind:<16} {line}")
+            if name == "losses":
+                module = registry.load(name, kind)
+                needs = ", ".join(sorted(module.NEEDS)) or "nothing"
+                click.echo(f"  {'':<16} needs {needs}; published weight {module.PUBLISHED_WEIGHT:g}; {module.PAPER}")

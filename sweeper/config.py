@@ -1,4 +1,4 @@
-"""What a space file says, as frozen models: `SweepConfig` is the file, `TrialConfig` one sampled point of it.
+"""What a space file says, as frozen models: `SweepConfig` is the file; `trial.TrialConfig` one sampled point of it.
 
 Models only: reading YAML, with lines and all errors at once, is `spacefile`; domains and conditions are `space`.
 Sections that begin with `kind:` are validated by the `Config` of that kind's module.
@@ -8,177 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from sweeper import registry
-from sweeper.domain import nearest
 from sweeper.registry import Settings
+from sweeper.sections import NonNegative, Positive, of_family
+from sweeper.trial import NO_TEACHER
 from sweeper.views import ViewConfig
 
-NO_TEACHER = "none"
-NO_EMBEDDING = "none"
+TOGETHER = "+"
 Objective = Literal["accuracy", "gpu_hours"]
 Direction = Literal["max", "min"]
 OBJECTIVES: Mapping[Objective, Direction] = {"accuracy": "max", "gpu_hours": "min"}
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 
 
-def _of_kind(family: str, value: Any, allowed: tuple[str, ...]) -> type[Settings]:
-    """The `Config` of the kind that `value` names.
-
-    Raises:
-        PydanticCustomError: no kind or none of `allowed`, marked so that `explain` blames the `kind:` itself.
-    """
-    known = f"allowed: {', '.join(allowed)}; `sweeper kinds {family}` lists them"
-    if not isinstance(value, dict):
-        raise PydanticCustomError("no_section", "needs a section with `kind:` ({known})", {"known": known})
-    if "kind" not in value:
-        raise PydanticCustomError("no_kind", "is missing ({known})", {"known": known})
-    if (kind := value["kind"]) not in allowed:
-        message = f"{kind!r} is not a kind of {family}{nearest(str(kind), allowed)} ({known})"
-        raise PydanticCustomError("unknown_kind", "{message}", {"message": message})
-    return registry.config_class(family, kind)
-
-
-def _of_family(family: str) -> BeforeValidator:
-    """A mapping with `kind:` becomes the `Config` of that kind; an instance passes."""
-
-    def build(value: Any) -> Settings:
-        if isinstance(value, Settings):
-            return value
-        return _of_kind(family, value, tuple(registry.kinds(family))).model_validate(value)
-
-    return BeforeValidator(build)
-
-
-DatasetConfig = Annotated[SerializeAsAny[Settings], _of_family("datasets")]
-TeacherConfig = Annotated[SerializeAsAny[Settings], _of_family("teachers")]
-GeneratorConfig = Annotated[SerializeAsAny[Settings], _of_family("generators")]
-LossConfig = Annotated[SerializeAsAny[Settings], _of_family("losses")]
-SchedulerConfig = Annotated[SerializeAsAny[Settings], _of_family("schedulers")]
-
-
-class StudentConfig(Settings):
-    """A timm architecture. `init: random` trains from nothing; `pretrained` loads timm's or the folder's weights."""
-
-    model: str
-    init: Literal["random", "pretrained"] = "random"
-    model_args: dict[str, Any] = Field(default_factory=dict)
-
-
-class SyntheticUse(Settings):
-    """How a trial uses generated images: `ratio` x the number of real training images, from `source`.
-
-    `labels: hard` lets the prompt's class enter the cross-entropy; `distill_only` keeps these images out of it
-    (Marrie et al. 2024, arXiv 2402.11305).
-    """
-
-    source: str | None = None
-    ratio: NonNegative = 0.0
-    labels: Literal["hard", "distill_only"] = "hard"
-
-
-class KLConfig(Settings):
-    """Weight and temperature of Hinton's distillation term (`sweeper/losses/kl.py`)."""
-
-    weight: NonNegative = 0.0
-    temperature: Positive = 4.0
-
-
-class LossSection(Settings):
-    """Weights of the three terms: ce * CE + kl.weight * KL + embedding.weight * L_embedding."""
-
-    ce: NonNegative = 1.0
-    kl: KLConfig = KLConfig()
-    embedding: SerializeAsAny[Settings] | None = None
-
-    @field_validator("embedding", mode="before")
-    @classmethod
-    def _embedding_kind(cls, value: Any) -> Settings | None:
-        """A space that sweeps over kinds has their fields side by side: those of other kinds are left out here."""
-        if value is None or value == NO_EMBEDDING or isinstance(value, Settings):
-            return None if value == NO_EMBEDDING else value
-        kinds = embedding_kinds()
-        if isinstance(value, dict) and value.get("kind", NO_EMBEDDING) == NO_EMBEDDING:
-            for key in value:
-                if key not in _any_embedding_field():
-                    known = ", ".join(sorted(_any_embedding_field()))
-                    message = (
-                        f"no loss has a setting {key!r}{nearest(str(key), _any_embedding_field())} (allowed: {known})"
-                    )
-                    raise PydanticCustomError("unknown_setting", "{message}", {"message": message, "key": key})
-            return None
-        config = _of_kind("losses", value, (NO_EMBEDDING, *kinds))
-        others = _any_embedding_field() - config.model_fields.keys()
-        return config.model_validate({key: item for key, item in value.items() if key not in others})
-
-
-def embedding_kinds() -> tuple[str, ...]:
-    """What can stand at `loss.embedding.kind` besides `none`: every loss but kl, which has a section of its own."""
-    return tuple(kind for kind in registry.kinds("losses") if kind != "kl")
-
-
-@cache
-def _any_embedding_field() -> frozenset[str]:
-    return frozenset(
-        field for kind in embedding_kinds() for field in registry.config_class("losses", kind).model_fields
-    )
-
-
-class TrainConfig(Settings):
-    """The optimiser's recipe: AdamW (betas 0.9, 0.999) as in METHOD section 1.
-
-    An epoch is `epoch_size` training samples where that is given, else one pass over the trial's own images. With
-    `epoch_size` every arm of a sweep sees equally many samples, however many synthetic images it adds.
-    """
-
-    epochs: Annotated[int, Field(ge=1)] = 40
-    epoch_size: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    lr: Positive = 1e-3
-    weight_decay: NonNegative = 0.01
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: Probability = 0.05
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-
-class TrialConfig(Settings):
-    """One point of the space. `resolved` drops what cannot have an effect, so that equal trials look equal."""
-
-    teacher: str = NO_TEACHER
-    student: StudentConfig
-    synthetic: SyntheticUse = SyntheticUse()
-    loss: LossSection = LossSection()
-    train: TrainConfig = TrainConfig()
-
-    def resolved(self) -> TrialConfig:
-        """Without a teacher only cross-entropy is left, at weight 1; without images the source has no meaning."""
-        synthetic = self.synthetic if self.synthetic.ratio > 0 and self.synthetic.source else SyntheticUse()
-        loss = self.loss
-        if self.teacher == NO_TEACHER:
-            loss = LossSection(ce=1.0)
-            synthetic = synthetic.model_copy(update={"labels": "hard"})
-        return self.model_copy(update={"synthetic": synthetic, "loss": loss})
-
-    @property
-    def loss_name(self) -> str:
-        """The terms that count, as the `loss` column shows them: `ce+kl+align_uniform`."""
-        embedding = str(getattr(self.loss.embedding, "kind", NO_EMBEDDING))
-        counts = getattr(self.loss.embedding, "weight", 0) > 0
-        names = [("ce", self.loss.ce > 0), ("kl", self.loss.kl.weight > 0), (embedding, counts)]
-        return "+".join(name for name, used in names if used)
-
-    @model_validator(mode="after")
-    def _has_a_loss(self) -> TrialConfig:
-        if self.teacher != NO_TEACHER and not self.loss_name:
-            raise ValueError("loss: every weight is 0, so that nothing would be trained")
-        return self
+DatasetConfig = Annotated[SerializeAsAny[Settings], of_family("datasets")]
+TeacherConfig = Annotated[SerializeAsAny[Settings], of_family("teachers")]
+GeneratorConfig = Annotated[SerializeAsAny[Settings], of_family("generators")]
+LossConfig = Annotated[SerializeAsAny[Settings], of_family("losses")]
+SchedulerConfig = Annotated[SerializeAsAny[Settings], of_family("schedulers")]
 
 
 class SearchConfig(Settings):
@@ -256,7 +105,27 @@ class SweepConfig(Settings):
 
     @field_validator("teachers")
     @classmethod
-    def _none_is_taken(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _names_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
         if NO_TEACHER in value:
             raise ValueError(f"{NO_TEACHER!r} means training from scratch and cannot name a teacher")
+        joined = [name for name in value if TOGETHER in name]
+        if joined:
+            raise ValueError(f"{joined[0]!r}: {TOGETHER!r} joins teachers to an ensemble and cannot stand in a name")
+        for name, teacher in value.items():
+            for member in getattr(teacher, "members", ()):
+                if member not in value or hasattr(value[member], "members"):
+                    single = [other for other in value if not hasattr(value[other], "members")]
+                    raise ValueError(
+                        f"{name}.members: {member!r} is not one of the single teachers {', '.join(single)}"
+                    )
         return value
+
+    def members(self, teacher: str) -> tuple[str, ...]:
+        """The single teachers behind a name of `trial.teacher`: those of an ensemble, or itself."""
+        if teacher in self.teachers:
+            return tuple(getattr(self.teachers[teacher], "members", (teacher,)))
+        return tuple(teacher.split(TOGETHER))
+
+    def embeds_separately(self, teacher: str) -> bool:
+        """The embedding loss is taken for each member of an ensemble by itself, not on all embeddings side by side."""
+        return getattr(self.teachers.get(teacher), "embedding", "") == "separate"

@@ -12,10 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from sweeper import registry
-from sweeper.config import NO_EMBEDDING, NO_TEACHER, SweepConfig, embedding_kinds
+from sweeper.config import TOGETHER, SweepConfig
 from sweeper.domain import is_same, nearest
 from sweeper.explain import Problem, model_at
+from sweeper.losses import ONLINE
 from sweeper.space import Space
+from sweeper.trial import NO_EMBEDDING, NO_TEACHER, embedding_kinds
 
 FINITE = {
     "teacher": "each teacher is adapted and its targets are cached before the search",
@@ -44,8 +46,10 @@ def problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
                 is_cross=True,
             )
     if "teacher" not in unlisted:
-        yield from _unknown_names(space, "teacher", "teachers", _names(tree.get("teachers")), NO_TEACHER)
+        teachers = _teacher_names(space, _names(tree.get("teachers")))
+        yield from _unknown_names(space, "teacher", "teachers", teachers, NO_TEACHER)
         yield from _nothing_to_train(space)
+        yield from _in_the_loop(space, tree)
     if not unlisted & {"synthetic.source", "synthetic.ratio"}:
         yield from _unknown_names(space, "synthetic.source", "synthetic", _names(tree.get("synthetic")), None)
         yield from _ratio_problems(space, tree)
@@ -56,6 +60,40 @@ def _names(section: Any) -> list[str]:
     if not isinstance(section, Mapping):
         return []
     return ["default"] if isinstance(section.get("kind"), str) else list(section)
+
+
+def _teacher_names(space: Space, names: list[str]) -> list[str]:
+    """Names under `teachers:`, and those joined ones of the space (`cnn+vit`) that are made of different ones."""
+    joined = [name for name in space.finite("teacher", NO_TEACHER) if isinstance(name, str) and TOGETHER in name]
+    parts = {name: name.split(TOGETHER) for name in joined}
+    return [*names, *(name for name, of in parts.items() if set(of) <= set(names) and len(set(of)) == len(of))]
+
+
+def _in_the_loop(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """Losses on what no cache holds need one teacher that can run in the loop, and whole batches for its Jacobian."""
+    paths = ["teacher", "loss.embedding.kind", "synthetic.ratio", "synthetic.embedding", "synthetic.weight"]
+    said = set()
+    for together in space.joint_finite(paths, interior=True):
+        kind, teacher = together.get("loss.embedding.kind"), together.get("teacher", NO_TEACHER)
+        if not isinstance(kind, str) or kind not in embedding_kinds() or teacher == NO_TEACHER or kind in said:
+            continue
+        needs = registry.load("losses", kind).NEEDS
+        if needs & ONLINE and _is_ensemble(tree, teacher):
+            said.add(kind)
+            what = f"{kind!r} runs the teacher in the loop, and {teacher!r} is an ensemble, made of cached targets"
+            hint = f"add `when: {{teacher: [...]}}` with single teachers, or leave {kind} out"
+            yield Problem(path="trial.loss.embedding.kind", what=what, hint=hint, value=kind)
+        apart = together.get("synthetic.embedding", "same") != "same" or together.get("synthetic.weight", 1) != 1
+        if "jacobian" in needs and apart and together.get("synthetic.ratio", 0) > 0:
+            said.add(kind)
+            what = f"{kind!r} looks at a batch as a whole and can not treat synthetic images apart"
+            hint = "needs synthetic.embedding: same and synthetic.weight: 1"
+            yield Problem(path="trial.loss.embedding.kind", what=what, hint=hint, value=kind)
+
+
+def _is_ensemble(tree: Mapping[str, Any], teacher: Any) -> bool:
+    section = (tree.get("teachers") or {}).get(teacher)
+    return TOGETHER in str(teacher) or (isinstance(section, Mapping) and section.get("kind") == "ensemble")
 
 
 def _unknown_names(space: Space, path: str, section: str, names: list[str], nobody: str | None) -> Iterator[Problem]:

@@ -18,11 +18,12 @@ from typing import Any
 import ray
 
 from sweeper import pareto
-from sweeper.config import NO_TEACHER, Direction, LossSection, Objective, SyntheticUse, TrialConfig
+from sweeper.config import Direction, Objective
 from sweeper.errors import RunFailed
 from sweeper.files import write_atomically
 from sweeper.fingerprint import fingerprint
 from sweeper.lane import Job, LanePool
+from sweeper.trial import NO_TEACHER, LossSection, SyntheticUse, TrialConfig
 
 
 @dataclass(frozen=True)

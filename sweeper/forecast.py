@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sweeper import registry
-from sweeper.config import ResourceConfig, StudentConfig, SweepConfig, TrialConfig
+from sweeper.config import ResourceConfig, SweepConfig
 from sweeper.fingerprint import fingerprint
 from sweeper.plan import Artifact, Plan
 from sweeper.space import Space, set_path
 from sweeper.store import Record, Store
 from sweeper.tables import duration
+from sweeper.trial import StudentConfig, TrialConfig
 
 if TYPE_CHECKING:
     from sweeper.student import Student

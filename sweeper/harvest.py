@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeper import finalists
-from sweeper.config import TrialConfig
 from sweeper.finalists import Candidate, Entry, Outcomes, Summary
 from sweeper.ledger import Charge, Cost, amortize
 from sweeper.plan import Plan, artifact_uses, charges
@@ -15,6 +14,7 @@ from sweeper.results import RunFolder
 from sweeper.rows import FinalRow, TrialRow, mean_and_std
 from sweeper.store import Record
 from sweeper.study import Study
+from sweeper.trial import TrialConfig
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _run_job(job_id: str, job: Job, *, cache: DataCache, device: torch.device, m
     from ray.train import get_context
 
     from sweeper import train
-    from sweeper.config import TrialConfig
+    from sweeper.trial import TrialConfig
 
     context = get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
@@ -102,9 +102,9 @@ def _run_job(job_id: str, job: Job, *, cache: DataCache, device: torch.device, m
 
     data = cache.trial_data(
         job.refs,
+        needs=config.needs,
         view_config=job.views,
         view_seed=job.view_seed,
-        hard_synthetic=config.synthetic.labels == "hard",
         with_test=job.final,
     )
     outcome = train.fit(

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeper import registry
-from sweeper.config import NO_TEACHER, SweepConfig, TrialConfig
+from sweeper.config import SweepConfig
 from sweeper.datasets import DatasetIndex
 from sweeper.fingerprint import fingerprint
 from sweeper.ledger import ArtifactUse, Charge
-from sweeper.space import Space
+from sweeper.losses import COLUMNS
+from sweeper.space import Space, set_path
 from sweeper.store import Record, Store
+from sweeper.trial import NO_TEACHER, TrialConfig
 
 # What changes the bytes of an artifact without any setting changing: raised when such code does.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,11 @@ class Plan:
         sets = self.image_sets(trial)
         used = sets[1:]
         if trial.teacher != NO_TEACHER:
-            used = [Use(self.adapt[trial.teacher], 1.0), *used]
-            used += [Use(self.targets[trial.teacher, one.artifact.key], one.share) for one in sets]
+            members = self.config.members(trial.teacher)
+            used = [*(Use(self.adapt[member], 1.0) for member in members), *used]
+            if not trial.is_online:
+                for member in members:
+                    used += [Use(self.targets[member, one.artifact.key], one.share) for one in sets]
         return used
 
 
@@ -105,29 +110,49 @@ def make_plan(config: SweepConfig, space: Space, index: DatasetIndex, store: Sto
     they end.
     """
     images = _images(config, index)
-    combinations = space.joint_finite(["teacher", "synthetic.source", "synthetic.ratio"])
     num_train = index.split_counts()["train"]
     ratios: dict[str, float] = {}
-    pairs: set[tuple[str, str | None]] = set()
-    for point in combinations:
-        teacher, ratio = point.get("teacher", NO_TEACHER), float(point.get("synthetic.ratio", 0))
-        source = point.get("synthetic.source") if ratio > 0 else None
-        pairs.add((teacher, source))
+    needed: dict[tuple[str, str | None], set[str]] = {}
+    for point in _points(space):
+        source = point.synthetic.source if point.synthetic.ratio > 0 else None
         if source:
-            ratios[source] = max(ratios.get(source, 0.0), ratio)
-    teachers = [name for name in config.teachers if any(name == teacher for teacher, _ in pairs)]
+            ratios[source] = max(ratios.get(source, 0.0), point.synthetic.ratio)
+        if point.teacher != NO_TEACHER:
+            for member in config.members(point.teacher):
+                columns = needed.setdefault((member, source), set())
+                columns |= set() if point.is_online else point.needs & COLUMNS
+    teachers = [name for name in config.teachers if any(name == teacher for teacher, _ in needed)]
     adapt = {name: _adapt(config, name, index, images) for name in teachers}
     synthetic = {
         source: tuple(_ranges(config, source, index, round(ratio * num_train), store))
         for source, ratio in sorted(ratios.items())
     }
     targets: dict[tuple[str, str], Artifact] = {}
-    for teacher, source in sorted(pairs, key=str):
-        if teacher != NO_TEACHER:
-            for part in (images, *synthetic.get(source or "", ())):
+    for teacher in teachers:
+        sources = {source: columns for (name, source), columns in needed.items() if name == teacher}
+        wanted = {images.key: set().union(*sources.values())}
+        for source, columns in sources.items():
+            wanted |= {part.key: columns for part in synthetic.get(source or "", ())}
+        for part in (images, *(part for parts in synthetic.values() for part in parts)):
+            if wanted.get(part.key):
                 units = num_train if part is images else part.units
-                targets[teacher, part.key] = _targets(config, teacher, adapt[teacher], part, units)
+                targets[teacher, part.key] = _targets(
+                    config, teacher, adapt[teacher], part, units, wanted[part.key], store
+                )
     return Plan(config, index, images, adapt, synthetic, targets)
+
+
+def _points(space: Space) -> list[TrialConfig]:
+    """Every combination of what decides which artifacts a trial reads, resolved, other leaves inside their ranges."""
+    paths = ["teacher", "synthetic", "loss.kl.weight", "loss.embedding.kind", "loss.embedding.weight"]
+    found = []
+    for values in space.joint_finite(paths, interior=True):
+        tree: dict[str, Any] = {"student": {"model": "any"}}
+        for path, value in values.items():
+            if path != "loss.embedding.weight" or "loss.embedding.kind" in values:
+                set_path(tree, path, value)
+        found.append(TrialConfig.model_validate(tree).resolved())
+    return found
 
 
 def _images(config: SweepConfig, index: DatasetIndex) -> Artifact:
@@ -166,8 +191,16 @@ def _ranges(config: SweepConfig, source: str, index: DatasetIndex, wanted: int, 
         start = stop
 
 
-def _targets(config: SweepConfig, teacher: str, adapt: Artifact, part: Artifact, units: int) -> Artifact:
-    spec = {"adapt": adapt.key, "images": part.key, "views": config.views.model_dump(mode="json"), "seed": config.seed}
+def _targets(
+    config: SweepConfig, teacher: str, adapt: Artifact, part: Artifact, units: int, columns: set[str], store: Store
+) -> Artifact:
+    """Exactly the columns that the space can need, or an artifact of the store that holds them and others."""
+    base = {"adapt": adapt.key, "images": part.key, "views": config.views.model_dump(mode="json"), "seed": config.seed}
+    base["base"] = fingerprint(base)
+    held = [record.spec["columns"] for record in store.find("targets", base=base["base"])]
+    enough = sorted((c for c in held if columns <= set(c)), key=lambda c: (len(c), c))
+    chosen = enough[0] if enough else sorted(columns)
+    spec = {**base, "columns": chosen}
     return artifact("targets", spec, teacher, units * config.views.per_image, [adapt.key, part.key])
 
 

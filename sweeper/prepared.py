@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sweeper import registry, spacefile
-from sweeper.config import TrialConfig
 from sweeper.datasets import DatasetIndex
-from sweeper.errors import InputError, SpaceError
 from sweeper.fingerprint import fingerprint
 from sweeper.forecast import Forecast
 from sweeper.plan import Plan, make_plan
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Store
+from sweeper.trial import TrialConfig
 
 RUN_ID_LENGTH = 10
 
@@ -58,25 +57,6 @@ def prepare(space: SpaceFile, options: Options) -> Prepared:
     run_id = fingerprint(identity)[:RUN_ID_LENGTH]
     folder = RunFolder(Path(options.results) / config.name / run_id)
     return Prepared(space, make_plan(config, space.space, index, store), store, folder)
-
-
-def check_students(space: SpaceFile) -> None:
-    """Ask timm for every student that the space can name; imports timm, and builds nothing.
-
-    Raises:
-        SpaceError: no such architecture, or no such weights.
-    """
-    from sweeper import student
-
-    problems: dict[str, str] = {}
-    for corner in space.space.corners():
-        config = TrialConfig.model_validate(corner).student
-        try:
-            student.check(config)
-        except InputError as error:
-            problems.setdefault(str(error), f"{error} ({space.origin('trial.student.model')})")
-    if problems:
-        raise SpaceError(list(problems.values()))
 
 
 def header(prepared: Prepared, expected: Forecast) -> list[str]:

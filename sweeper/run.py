@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from sweeper import spacefile
 from sweeper.console import Console
 from sweeper.errors import InputError, SweeperError
+from sweeper.pairs import check_models
 from sweeper.plan import Plan
-from sweeper.prepared import Options, Prepared, check_students, header, prepare
+from sweeper.prepared import Options, Prepared, header, prepare
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Record
@@ -33,7 +34,7 @@ def execute(space: SpaceFile, options: Options, console: Console) -> Prepared:
     if folder.finished:
         show(folder, console, fresh=False)
         return prepared
-    check_students(space)
+    check_models(space)
     if options.address is not None:
         from sweeper.session import refuse_dead
 

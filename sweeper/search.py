@@ -21,10 +21,11 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from sweeper import registry
-from sweeper.config import SearchConfig, TrialConfig
+from sweeper.config import SearchConfig
 from sweeper.lane import Job, LanePool
 from sweeper.ledger import Cost
 from sweeper.study import Study, spent_seconds
+from sweeper.trial import TrialConfig
 
 TRAINABLE_BYTES = 16 * 2**20  # a Tune trial only waits: it holds no CPU, so that lanes can have all of them
 

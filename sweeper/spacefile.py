@@ -16,13 +16,14 @@ from pydantic import BaseModel, ValidationError
 
 from sweeper import crosschecks
 from sweeper.conditions import ABSENT, owner_of
-from sweeper.config import SweepConfig, TrialConfig
+from sweeper.config import SweepConfig
 from sweeper.domain import Domain, is_same
 from sweeper.domain_forms import parse_domain
 from sweeper.errors import InputError, SpaceError
 from sweeper.explain import Problem, booleans_as_numbers, explain, model_at
 from sweeper.located_yaml import Document
 from sweeper.space import InvalidSpace, Space, get_path
+from sweeper.trial import TrialConfig
 
 
 @dataclass(frozen=True, kw_only=True)

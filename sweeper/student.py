@@ -8,14 +8,11 @@ Shapes: B batch, C channels, H and W pixels, K classes, D width of the embedding
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,28 +20,33 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sweeper import taps
+from sweeper.architecture import (
+    CONFIG_FILE,
+    LOCAL_DIR,
+    WEIGHTS_FILE,
+    check,
+    first_line,
+    folder_of,
+    quiet_timm,
+    read_config,
+)
 from sweeper.errors import InputError
 
 if TYPE_CHECKING:
-    from sweeper.config import StudentConfig
+    from sweeper.trial import StudentConfig
 
-LOCAL_DIR = "local-dir:"
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-# Decided by the dataset, by `init` or by the form of the wrapper, hence not free for `model_args`.
-RESERVED_ARGS = frozenset(
-    {"num_classes", "img_size", "in_chans", "features_only", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
-    | {"checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"}
-)
 # Architectures whose two-step forward was already compared with their own: one comparison a process is enough.
 _verified: set[str] = set()
 
 
 class StudentOutput(NamedTuple):
-    """The logits, and the pooled embedding from which the classifier computes them."""
+    """The logits, and the pooled embedding from which the classifier computes them; the rest where it was asked for."""
 
     logits_BK: Tensor
     embedding_BD: Tensor
+    pre_embedding_BD: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
 
 
 class Student(nn.Module):
@@ -89,40 +91,22 @@ class Student(nn.Module):
         """From [0, 1] to what the timm model expects."""
         return (images_BCHW - self._mean_C11) / self._std_C11
 
-    def forward(self, images_BCHW: Tensor) -> StudentOutput:
-        """Equals `self.model` on normalised images; the embedding is what its classifier sees, dropout included."""
-        features = self.model.forward_features(self.normalise(images_BCHW))
-        embedding_BD = self.model.forward_head(features, pre_logits=True)
-        return StudentOutput(self.model.get_classifier()(embedding_BD), embedding_BD)
+    @cached_property
+    def tap_points(self) -> taps.TapPoints:
+        """Where `taps` reads this model; found by one forward."""
+        size, device = self.image_size, self._mean_C11.device
+        return taps.find(self.model, torch.zeros(2, 3, size, size, device=device))
 
+    def forward(self, images_BCHW: Tensor, *, pre: bool = False, num_maps: int = 0) -> StudentOutput:
+        """Equals `self.model` on normalised images; the embedding is what its classifier sees, dropout included.
 
-def check(config: StudentConfig) -> None:
-    """Refuse a model that does not exist, or arguments that are not free, without building anything.
-
-    Raises:
-        InputError: naming the nearest architectures.
-    """
-    taken = sorted(RESERVED_ARGS.intersection(config.model_args))
-    if taken:
-        raise InputError(f"trial.student.model_args: sweeper decides {', '.join(taken)}; leave it out")
-    folder = _folder(config.model)
-    if folder is not None:
-        _read_config(folder)
-        if config.init == "pretrained" and not (folder / WEIGHTS_FILE).is_file():
-            raise InputError(f"trial.student.init: pretrained, but {folder} has no {WEIGHTS_FILE}; use init: random")
-        return
-    with quiet_timm() as timm:
-        name, _, tag = config.model.partition(".")
-        if not timm.is_model(name):
-            near = ", ".join(map(repr, difflib.get_close_matches(name.lower(), timm.list_models(), n=3)))
-            hint = f"did you mean {near}?" if near else "timm.list_models() lists them"
-            raise InputError(f"trial.student.model: {config.model!r} is not an architecture of timm; {hint}")
-        tags = timm.list_pretrained(f"{name}.*")
-        if tag and config.model not in tags:
-            allowed = f"allowed: {', '.join(tags)}" if tags else f"{name!r} has no weights at all"
-            raise InputError(f"trial.student.model: {config.model!r} is not among timm's weights; {allowed}")
-        if config.init == "pretrained" and not tags:
-            raise InputError(f"trial.student.init: pretrained, but timm has no weights of {name!r}; use init: random")
+        Args:
+            pre: also the embedding from before the last activation.
+            num_maps: also so many of the deepest maps, shallow to deep.
+        """
+        points = self.tap_points if pre or num_maps else taps.NOWHERE
+        tapped = taps.read(self.model, self.normalise(images_BCHW), points, pre=pre, num_maps=num_maps)
+        return StudentOutput(self.model.get_classifier()(tapped.embedding_BD), *tapped)
 
 
 def build(config: StudentConfig, num_classes: int, image_size: int, seed: int) -> Student:
@@ -138,8 +122,8 @@ def build(config: StudentConfig, num_classes: int, image_size: int, seed: int) -
         InputError: see `check`; or timm refuses the arguments or the image size; or the weights cannot be had.
     """
     check(config)
-    folder = _folder(config.model)
-    saved = _read_config(folder) if folder is not None else {}
+    folder = folder_of(config.model)
+    saved = read_config(folder) if folder is not None else {}
     name = f"{LOCAL_DIR}{folder}" if folder is not None else config.model
     architecture = str(saved.get("architecture", config.model.partition(".")[0]))
     saved_args = {key: value for key, value in saved.get("model_args", {}).items() if key != "img_size"}
@@ -152,7 +136,7 @@ def build(config: StudentConfig, num_classes: int, image_size: int, seed: int) -
         except Exception as error:  # timm, the hub and the model's constructor each raise types of their own
             raise InputError(
                 f"trial.student: timm cannot make {config.model!r} (init {config.init}, model_args {model_args}, "
-                f"{num_classes} classes): {_first_line(error)}"
+                f"{num_classes} classes): {first_line(error)}"
             ) from error
         student = Student(model, architecture, model_args, image_size)
         key = json.dumps([architecture, model_args, image_size], sort_keys=True, default=repr)
@@ -205,33 +189,14 @@ def load(folder: str | Path) -> Student:
         InputError: the folder is not an exported student.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     with quiet_timm() as timm, _seeded(0, config["architecture"]):
         try:
             model = timm.create_model(f"{LOCAL_DIR}{folder}", pretrained=True)
         except Exception as error:  # as in `build`
-            raise InputError(f"{folder}: timm cannot load this student: {_first_line(error)}") from error
+            raise InputError(f"{folder}: timm cannot load this student: {first_line(error)}") from error
     image_size = int(config["pretrained_cfg"]["input_size"][-1])
     return Student(model, config["architecture"], config.get("model_args", {}), image_size).eval()
-
-
-@contextmanager
-def quiet_timm() -> Iterator[Any]:
-    """timm, imported only here, with its and the hub's warnings, log lines and progress bars held back."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("timm", "huggingface_hub"))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import timm
-
-        # for good: bars of the hub would break into sweeper's own
-        importlib.import_module("huggingface_hub.utils").disable_progress_bars()
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield timm
-        finally:
-            for logger, level in levels.items():
-                logger.setLevel(level)
 
 
 @contextmanager
@@ -255,7 +220,7 @@ def _verify(student: Student) -> None:
     images_BCHW = torch.linspace(0, 1, 2 * 3 * size * size).reshape(2, 3, size, size)
     with torch.no_grad():
         try:
-            logits_BK, embedding_BD = student.eval()(images_BCHW)
+            logits_BK, embedding_BD = student.eval()(images_BCHW)[:2]
             whole_BK = model(student.normalise(images_BCHW))
             features = model.forward_features(images_BCHW)
             for module in model.modules():
@@ -267,7 +232,7 @@ def _verify(student: Student) -> None:
         except Exception as error:  # each architecture has its own way to refuse an image size
             raise InputError(
                 f"trial.student.model: {student.architecture!r} with model_args {student.model_args} cannot take "
-                f"images of {size} x {size} pixels: {_first_line(error)}"
+                f"images of {size} x {size} pixels: {first_line(error)}"
             ) from error
     pooled = embedding_BD.shape == (2, student.embedding_dim)
     if not (pooled and torch.allclose(logits_BK, whole_BK) and torch.allclose(twice_BK, dropped_BK)):
@@ -275,26 +240,3 @@ def _verify(student: Student) -> None:
             f"trial.student.model: the logits of {student.architecture!r} with model_args {student.model_args} are not "
             "its classifier on a pooled feature (two heads, no pooling, late dropout); choose another architecture"
         )
-
-
-def _folder(model: str) -> Path | None:
-    """The folder that `model` names, with or without timm's prefix; None for an architecture's name."""
-    if model.startswith(LOCAL_DIR):
-        return Path(model.removeprefix(LOCAL_DIR))
-    return Path(model) if "/" in model or "\\" in model else None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        config["architecture"], config["pretrained_cfg"]["input_size"][-1]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"{folder} is not a folder of a timm model: {CONFIG_FILE} is missing or lacks architecture and "
-            f"pretrained_cfg.input_size ({_first_line(error)}); give such a folder or the name of a timm architecture"
-        ) from error
-    return config
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

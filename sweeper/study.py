@@ -18,9 +18,10 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeper.config import SearchConfig, TrialConfig
+from sweeper.config import SearchConfig
 from sweeper.ledger import Cost
 from sweeper.space import Domain, Space
+from sweeper.trial import TrialConfig
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sweeper import finalists, harvest, search
-from sweeper.batches import DataRefs
-from sweeper.config import NO_TEACHER, TrialConfig
+from sweeper.batches import DataRefs, TeacherRefs
 from sweeper.console import Console, LaneView
 from sweeper.errors import RunFailed
 from sweeper.lane import Job, LanePool
@@ -17,17 +16,26 @@ from sweeper.plan import Plan, artifact_uses
 from sweeper.prepared import Prepared
 from sweeper.store import Record
 from sweeper.study import Study
+from sweeper.trial import NO_TEACHER, TrialConfig
 
 
 def data_refs(plan: Plan, trial: TrialConfig) -> DataRefs:
     """Keys of the artifacts that a trial's training reads."""
     sets = [use.artifact.key for use in plan.image_sets(trial)]
-    taught = trial.teacher != NO_TEACHER
+    members = plan.config.members(trial.teacher) if trial.teacher != NO_TEACHER else ()
     return DataRefs(
         images=sets[0],
         synthetic=tuple(sets[1:]),
         num_synthetic=plan.num_synthetic(trial),
-        targets=tuple(plan.targets[trial.teacher, key].key for key in sets) if taught else (),
+        teachers=tuple(
+            TeacherRefs(
+                adapt=plan.adapt[member].key,
+                config=plan.config.teachers[member],
+                targets=() if trial.is_online else tuple(plan.targets[member, key].key for key in sets),
+            )
+            for member in members
+        ),
+        is_separate=plan.config.embeds_separately(trial.teacher),
     )
 
 

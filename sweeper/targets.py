@@ -1,4 +1,4 @@
-"""The targets stage: every teacher's logits and embeddings for every image and view, in one pass that decodes once.
+"""The targets stage: what the sweep needs of every teacher for every image and view, in one pass that decodes once.
 
 Rows are keyed by (sample_id, view) and hold the view's box, so that the student replays the very view whose target it
 reads (Beyer et al. 2022: a consistent teacher; a wrong flip alone costs a feature a cosine of 0.87). All teachers of a
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from sweeper import adapt, shards, views
+from sweeper import adapted, shards, views
 from sweeper.batches import image_split
 from sweeper.errors import RunFailed
 from sweeper.ledger import Charge, DeviceTimer, device_name
@@ -40,6 +40,7 @@ class TeacherRef:
     name: str
     config: Settings
     adapt_key: str
+    columns: tuple[str, ...] = ("logits", "embedding")  # of `losses.COLUMNS`
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ class PassSpec:
 
 @torch.no_grad()
 def view_targets(
-    teacher: Any, images_BCHW: torch.Tensor, boxes_B5: np.ndarray, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """fp16 logits [B, K] and embeddings [B, D] of images under their boxes, at the teacher's own resolution."""
+    teacher: Any, columns: Sequence[str], images_BCHW: torch.Tensor, boxes_B5: np.ndarray, device: torch.device
+) -> dict[str, np.ndarray]:
+    """The teacher's fp16 outputs [B, width] by column, of images under their boxes, at its own resolution."""
     boxes = torch.from_numpy(np.ascontiguousarray(boxes_B5, dtype=np.float32)).to(device)
-    out = teacher(views.apply_views(images_BCHW.to(device), boxes, teacher.input_size))
-    return out.logits_BK.half().cpu().numpy(), out.embedding_BD.half().cpu().numpy()
+    seen_BCHW = views.apply_views(images_BCHW.to(device), boxes, teacher.input_size)
+    out = teacher(seen_BCHW, pre="pre_embedding" in columns)
+    found = {"logits": out.logits_BK, "embedding": out.embedding_BD, "pre_embedding": out.pre_embedding_BD}
+    return {name: found[name].half().cpu().numpy() for name in columns}
 
 
 class TargetsWorker:
@@ -73,7 +76,7 @@ class TargetsWorker:
         if self.device.type == "cpu":
             torch.set_num_threads(1)
         self.teachers: dict[str, Any] = {
-            ref.name: adapt.load_teacher(store, ref.adapt_key, ref.config, spec.class_names) for ref in spec.teachers
+            ref.name: adapted.load_teacher(store, ref.adapt_key, ref.config, spec.class_names) for ref in spec.teachers
         }
         for teacher in self.teachers.values():
             teacher.to(self.device)
@@ -110,14 +113,16 @@ class TargetsWorker:
         }
         images_BCHW = image_split(table, size).images_BCHW
         owner_R = torch.arange(len(ids)).repeat_interleave(num_views)
-        for name, teacher in self.teachers.items():
+        for ref in self.spec.teachers:
+            name, teacher = ref.name, self.teachers[ref.name]
             parts = []
             with DeviceTimer(self.device) as timer:
                 for start in range(0, len(owner_R), FORWARD_BATCH):
                     part = slice(start, start + FORWARD_BATCH)
-                    parts.append(view_targets(teacher, images_BCHW[owner_R[part]], boxes_R5[part], self.device))
-            for column, values in zip(("logits", "embedding"), zip(*parts, strict=True), strict=True):
-                joined = np.concatenate(values)
+                    images, boxes = images_BCHW[owner_R[part]], boxes_R5[part]
+                    parts.append(view_targets(teacher, ref.columns, images, boxes, self.device))
+            for column in ref.columns:
+                joined = np.concatenate([values[column] for values in parts])
                 if not np.isfinite(joined).all():
                     raise RunFailed(f"teacher {name!r}: {column} are not finite in fp16 on image set {key[:12]}")
                 columns[f"{name}.{column}"] = fixed_lists(joined, pa.float16())
@@ -140,10 +145,10 @@ class TargetsWorker:
         keys_B = np.array([views.sample_key(ids[i]) for i in owners], dtype=np.uint64)
         boxes_B5 = views.draw_views(self.spec.views, self.spec.seed, keys_B, rows["view"].to_numpy())
         least = 1.0
-        for name, teacher in self.teachers.items():
-            live = view_targets(teacher, images_BCHW[owners], boxes_B5, self.device)
-            for column, values in zip(("logits", "embedding"), live, strict=True):
-                cached = np.stack(rows[f"{name}.{column}"].to_numpy(zero_copy_only=False)).astype(np.float64)
+        for ref in self.spec.teachers:
+            live = view_targets(self.teachers[ref.name], ref.columns, images_BCHW[owners], boxes_B5, self.device)
+            for column, values in live.items():
+                cached = np.stack(rows[f"{ref.name}.{column}"].to_numpy(zero_copy_only=False)).astype(np.float64)
                 least = min(least, float(_cosines(cached, values.astype(np.float64)).min()))
         return least
 
@@ -228,13 +233,14 @@ def _commit(
     """One teacher's targets of one image set: its columns of the files that the pass shares."""
     teacher, key = pair
     seconds = sum(s.get(f"{key}/{teacher}") or 0.0 for s in done)
-    names = {"sample_id": "sample_id", "view": "view", "box": "box"}
+    names = {name: name for name in ("sample_id", "view", "box")}
+    names |= {column: f"{teacher}.{column}" for column in item.spec["columns"]}
     return store.commit(
         item.key,
         "targets",
         dict(item.spec),
         spec.prefixes[key],
-        columns={**names, "logits": f"{teacher}.logits", "embedding": f"{teacher}.embedding"},
+        columns=names,
         rows=len(ids) * spec.views.per_image,
         meta={"cosine": min(s["cosine"] for s in done)},
         charge=Charge(stage="targets", key=item.key, seconds=seconds, device=done[0]["device"], units=item.units),

@@ -1,8 +1,8 @@
 """The training loop of a student: plain torch, one trial from its first step to its outcome.
 
 It knows neither Ray nor Optuna: it reports to a callable that answers whether to go on, and keeps its state in a slot
-that can load and save bytes. The loss is L = ce CE(logits_S, y) + kl L_KL + w L_embedding (METHOD section 1); the
-teacher's side comes ready from `batches`, for the very view that the student sees.
+that can load and save bytes. What it descends on is `objective`; the teacher's side comes ready from `batches`, for the
+very view that the student sees.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from sweeper import registry
 from sweeper import student as students
-from sweeper.batches import Batch, BatchStream, TrialData
-from sweeper.config import TrialConfig
+from sweeper.batches import BatchStream, TrialData
 from sweeper.evaluate import accuracy
-from sweeper.losses import LossContext, LossInputs
-from sweeper.losses import kl as kl_loss
+from sweeper.objective import Objective
+from sweeper.trial import TrialConfig
 
 BETAS = (0.9, 0.999)
 # A checkpoint may cost this share of the training time, and is not written more often than once a second.
@@ -78,45 +75,6 @@ class World:
     wrap: Callable[[nn.Module], nn.Module] | None = None
 
 
-class Objective(nn.Module):
-    """Student and loss terms in one module, so that one data-parallel wrapper covers trained projectors too."""
-
-    def __init__(self, student: students.Student, config: TrialConfig, context: LossContext) -> None:
-        super().__init__()
-        self.student = student
-        self.config = config.loss
-        self.terms = nn.ModuleDict()
-        if config.loss.kl.weight > 0:
-            self.terms["kl"] = kl_loss.build(
-                kl_loss.Config(kind="kl", weight=config.loss.kl.weight, temperature=config.loss.kl.temperature), context
-            )
-        embedding: Any = config.loss.embedding
-        if embedding is not None:
-            self.terms[embedding.kind] = registry.load("losses", embedding.kind).build(embedding, context)
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The weighted sum of all terms, a scalar in float32."""
-        out = self.student(batch.images_BCHW)
-        inputs = LossInputs(
-            student_logits_BK=out.logits_BK,
-            student_embedding_BD=out.embedding_BD,
-            teacher_logits_BK=batch.teacher_logits_BK,
-            teacher_embedding_BT=batch.teacher_embedding_BT,
-            labels_B=batch.labels_B,
-            index_B=batch.index_B,
-            hard_B=batch.hard_B,
-        )
-        total: torch.Tensor = out.logits_BK.new_zeros((), dtype=torch.float32)
-        if self.config.ce > 0:
-            ce_B = F.cross_entropy(out.logits_BK.float(), batch.labels_B, reduction="none")
-            hard_B = batch.hard_B.to(ce_B.dtype)
-            total = total + self.config.ce * (ce_B * hard_B).sum() / hard_B.sum().clamp(min=1)
-        for name, term in self.terms.items():
-            weight = self.config.kl.weight if name == "kl" else getattr(self.config.embedding, "weight", 1.0)
-            total = total + weight * term(inputs)
-        return total
-
-
 def learning_rate_factor(step: int, num_steps: int, warmup: float, schedule: str) -> float:
     """Linear warm-up over a share `warmup` of the steps, then a half cosine to 0, or constant."""
     warm_steps = warmup * num_steps
@@ -144,7 +102,7 @@ class Trainer:
             num_ranks=world.num_ranks,
         )
         self.student = student
-        self.objective = Objective(student, config, self._loss_context(student)).to(device)
+        self.objective = Objective(student, config, replace(data, source=self.stream.source)).to(device)
         self.model = world.wrap(self.objective) if world.wrap else self.objective
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
@@ -155,22 +113,6 @@ class Trainer:
         self.seconds = 0.0
         self.last_loss = math.nan
         self.last_accuracy = math.nan
-
-    def _loss_context(self, student: students.Student) -> LossContext:
-        targets = self.data.targets
-        width = targets.embedding_NVT.shape[-1] if targets else 0
-
-        def pool() -> torch.Tensor:
-            assert targets is not None
-            return targets.embedding_NVT[:, 0].float()
-
-        return LossContext(
-            student_dim=student.embedding_dim,
-            teacher_dim=width,
-            num_classes=len(self.data.class_names),
-            num_samples=len(self.data.train),
-            teacher_embeddings=pool,
-        )
 
     def run_epoch(self) -> None:
         """One epoch of steps; raises TrialFailed when the loss is not finite."""
@@ -186,11 +128,12 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.lr * factor
             with autocast:
-                loss = self.model(self.stream.batch(step * recipe.batch_size))
+                loss = self.model(self.stream.batch(step * recipe.batch_size), step / self.num_steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             total += loss.detach()
+        self.objective.settle()
         self.epoch += 1
         self.last_loss = float(total) / self.steps_per_epoch
         if not math.isfinite(self.last_loss):

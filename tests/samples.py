@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import torch
 
 from sweeper import views
-from sweeper.batches import ImageSplit, Targets, TrialData
-from sweeper.config import SweepConfig, TrialConfig
+from sweeper.batches import ImageSplit, TrialData
+from sweeper.config import SweepConfig
 from sweeper.datasets import DatasetIndex
 from sweeper.plan import Artifact
+from sweeper.sources import CachedTargets
 from sweeper.space import Space
 from sweeper.store import Record, Store
 from sweeper.train import EpochReport
+from sweeper.trial import TrialConfig
 from sweeper.views import ViewConfig
 
 SIZE = 16
@@ -42,14 +44,22 @@ def sample_ids(num: int, prefix: str = "train") -> list[str]:
     return [f"{prefix}/{i}" for i in range(num)]
 
 
-def made_up_targets(split: ImageSplit, keys_N: np.ndarray, config: ViewConfig = VIEWS, seed: int = 0) -> Targets:
+def made_up_targets(split: ImageSplit, keys_N: np.ndarray, config: ViewConfig = VIEWS, seed: int = 0) -> CachedTargets:
     """A good teacher's outputs: logits that favour the label, and a noisy embedding of it."""
     shape = (len(split), config.per_image)
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(*shape, len(CLASS_NAMES))) + 4 * np.eye(len(CLASS_NAMES))[split.labels_B][:, None]
     embedding = rng.normal(size=(*shape, WIDTH)) + np.eye(WIDTH)[split.labels_B][:, None]
     boxes_NV5 = views.draw_views(config, seed, keys_N, np.tile(np.arange(config.per_image), (len(split), 1)))
-    return Targets(boxes_NV5, torch.from_numpy(logits).half(), torch.from_numpy(embedding).half())
+    columns = {"logits": logits, "embedding": embedding, "pre_embedding": embedding - 0.5}
+    classifier = (torch.eye(WIDTH)[: len(CLASS_NAMES)], torch.zeros(len(CLASS_NAMES)))
+    return CachedTargets(
+        keys_N=keys_N,
+        views_NV5=boxes_NV5,
+        columns={name: torch.from_numpy(values).half() for name, values in columns.items()},
+        classifier=classifier,
+        widths=(WIDTH,),
+    )
 
 
 def trial_data(num_train: int = 18, *, taught: bool = False, **changes: Any) -> TrialData:
@@ -58,8 +68,8 @@ def trial_data(num_train: int = 18, *, taught: bool = False, **changes: Any) -> 
     values: dict[str, Any] = {
         "train": train,
         "keys_N": keys_N,
-        "hard_N": torch.ones(num_train, dtype=torch.bool),
-        "targets": made_up_targets(train, keys_N) if taught else None,
+        "num_real": num_train,
+        "source": made_up_targets(train, keys_N) if taught else None,
         "val": colour_split(12, seed=1),
         "test": colour_split(12, seed=2),
         "class_names": CLASS_NAMES,

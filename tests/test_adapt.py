@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from sweeper import adapt, views
+from sweeper.adapted import load_teacher
 from sweeper.batches import DataCache, image_split
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact, artifact
@@ -104,7 +105,7 @@ def test_the_stored_teacher_is_the_one_that_was_adapted(
 
     monkeypatch.setattr(timm, "build", watched)
     item, record = adapted(store, config)
-    loaded = adapt.load_teacher(store, item.key, config, CLASS_NAMES)
+    loaded = load_teacher(store, item.key, config, CLASS_NAMES)
     original, untouched = kept[0], build(config, CLASS_NAMES)
     assert not loaded.training
     assert not any(p.requires_grad for p in (*loaded.parameters(), *original.parameters()))
@@ -175,7 +176,7 @@ def test_what_is_missing_is_named(store: Store) -> None:
     with pytest.raises(RunFailed, match=r"images images are not in .*; run again"):
         adapt.build(store, item, config, CLASS_NAMES, VIEWS)
     with pytest.raises(RunFailed, match=r"adapted teacher nowhere is not in .*; run again"):
-        adapt.load_teacher(store, "nowhere", config, CLASS_NAMES)
+        load_teacher(store, "nowhere", config, CLASS_NAMES)
 
 
 def test_a_teacher_without_finite_outputs_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save as save_tensors
 from samples import (
     CLASS_NAMES,
     SIZE,
@@ -23,9 +25,11 @@ from samples import (
 
 from sweeper import views
 from sweeper.adapt import resized
-from sweeper.batches import BatchStream, DataCache, DataRefs, Targets
+from sweeper.adapted import CLASSIFIER_FILE
+from sweeper.batches import BatchStream, DataCache, DataRefs, TeacherRefs
 from sweeper.shards import fixed_lists
 from sweeper.store import Store
+from sweeper.teachers.timm import Config
 from sweeper.views import ViewConfig
 
 CPU = torch.device("cpu")
@@ -38,9 +42,10 @@ def stream(data: Any, batch_size: int = 5, seed: int = 3, **share: int) -> Batch
 def telling_data(num: int = 7, config: ViewConfig = VIEWS) -> Any:
     """Data whose targets say which (sample, view) they are of."""
     data = trial_data(num)
-    boxes_NV5 = made_up_targets(data.train, data.keys_N, config).views_NV5
+    source = made_up_targets(data.train, data.keys_N, config)
     which = torch.stack(torch.meshgrid(torch.arange(num), torch.arange(config.per_image), indexing="ij"), dim=-1).half()
-    return trial_data(num, targets=Targets(boxes_NV5, which, which + 100), views=config)
+    columns = {"logits": which, "embedding": which + 100}
+    return trial_data(num, source=replace(source, columns=columns), views=config)
 
 
 def test_a_pass_is_a_permutation_and_no_two_are_alike() -> None:
@@ -70,23 +75,25 @@ def test_the_ranks_together_are_the_single_rank(num_ranks: int, taught: bool) ->
     for rank in range(num_ranks):
         part = stream(data, batch_size=6, rank=rank, num_ranks=num_ranks).batch(18)
         assert len(part.index_B) == 6 // num_ranks
-        for name in ("images_BCHW", "labels_B", "hard_B", "index_B", "teacher_logits_BK", "teacher_embedding_BT"):
-            alone, of_rank = getattr(whole, name), getattr(part, name)
-            assert (alone is None) == (of_rank is None) == (not taught and name.startswith("teacher"))
-            assert alone is None or torch.equal(of_rank, alone[rank::num_ranks])
+        for name in ("images_BCHW", "labels_B", "index_B"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[rank::num_ranks])
+        assert (part.teacher is None) == (whole.teacher is None) == (not taught)
+        if part.teacher is not None and whole.teacher is not None:
+            for name in ("logits_BK", "embedding_BT"):
+                assert torch.equal(getattr(part.teacher, name), getattr(whole.teacher, name)[rank::num_ranks])
 
 
 def test_the_replayed_view_is_the_one_whose_target_is_read() -> None:
     data = telling_data()
     reader = stream(data)
     seen: dict[int, list[int]] = {}
+    batch: Any
     for batch in reader.batches(0, 7 * 6):
-        assert batch.teacher_logits_BK is not None
-        assert batch.teacher_embedding_BT is not None
-        assert torch.equal(batch.teacher_embedding_BT, batch.teacher_logits_BK + 100)
-        sample, view = batch.teacher_logits_BK.long().unbind(1)
+        logits_BK, embedding_BT = batch.teacher.logits_BK, batch.teacher.embedding_BT
+        assert torch.equal(embedding_BT, logits_BK + 100)
+        sample, view = logits_BK.long().unbind(1)
         assert torch.equal(sample, batch.index_B)
-        boxes_B5 = torch.from_numpy(data.targets.views_NV5[sample, view])
+        boxes_B5 = torch.from_numpy(data.source.views_NV5[sample, view])
         expected = views.apply_views(data.train.images_BCHW[sample], boxes_B5, SIZE)
         assert torch.equal(batch.images_BCHW, expected)
         assert torch.equal(batch.labels_B, data.train.labels_B[sample])
@@ -99,9 +106,8 @@ def test_the_replayed_view_is_the_one_whose_target_is_read() -> None:
 
 def test_a_single_stored_view_is_replayed_as_it_is() -> None:
     data = telling_data(config=ViewConfig(per_image=1))
-    batch = stream(data, batch_size=14).batch(0)
-    assert batch.teacher_logits_BK is not None
-    assert batch.teacher_logits_BK[:, 1].tolist() == [0.0] * 14
+    batch: Any = stream(data, batch_size=14).batch(0)
+    assert batch.teacher.logits_BK[:, 1].tolist() == [0.0] * 14
     torch.testing.assert_close(batch.images_BCHW, data.train.images_BCHW[batch.index_B].float() / 255)
 
 
@@ -111,8 +117,7 @@ def test_without_a_teacher_each_pass_draws_fresh_views() -> None:
     shown = []
     for q in range(VIEWS.per_image + 3):  # beyond what a cache would hold
         batch = reader.batch(7 * q)
-        assert batch.teacher_logits_BK is None
-        assert batch.teacher_embedding_BT is None
+        assert batch.teacher is None
         keys = data.keys_N[batch.index_B.numpy()]
         boxes_B5 = torch.from_numpy(views.draw_views(VIEWS, 0, keys, np.full(7, q + 1)))
         assert torch.equal(batch.images_BCHW, views.apply_views(data.train.images_BCHW[batch.index_B], boxes_B5, SIZE))
@@ -166,9 +171,18 @@ def commit_targets(store: Store, key: str, ids: list[str], *, skip: int = 0, twi
     store.commit(key, "targets", {}, prefix, columns={**names, "logits": "t.logits", "embedding": "t.embedding"})
 
 
-def read(store: Store, refs: DataRefs, *, hard: bool = True, with_test: bool = False) -> Any:
+def read(store: Store, refs: DataRefs, *, needs: str = "logits embedding", with_test: bool = False) -> Any:
     cache = DataCache(store)
-    return cache.trial_data(refs, view_config=VIEWS, view_seed=5, hard_synthetic=hard, with_test=with_test)
+    return cache.trial_data(refs, needs=frozenset(needs.split()), view_config=VIEWS, view_seed=5, with_test=with_test)
+
+
+def commit_adapted(store: Store, key: str, width: int) -> TeacherRefs:
+    """A teacher's classifier as `adapt` stores it; the model behind it is never asked."""
+    prefix = store.staging()
+    head = {"weight": torch.arange(2.0 * width).reshape(2, width), "bias": torch.tensor([1.0, -1.0])}
+    store.write_bytes(prefix, CLASSIFIER_FILE, save_tensors(head))
+    store.commit(key, "adapt", {}, prefix, meta={"adapt": "linear_probe"})
+    return TeacherRefs(adapt=key, config=Config(model="test_resnet"))
 
 
 COUNTS = {"train": 5, "val": 4, "test": 3}
@@ -183,22 +197,21 @@ def test_trial_data_holds_the_images_of_each_split(store: Store) -> None:
         expected = dict(zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True))
         assert len(part) == COUNTS[split]
         assert dict(zip(raw_images(part), part.labels_B.tolist(), strict=True)) == expected
-    assert (data.class_names, data.image_size, data.targets) == (CLASS_NAMES, SIZE, None)
-    assert data.hard_N.tolist() == [True] * 5
+    assert (data.class_names, data.image_size, data.source) == (CLASS_NAMES, SIZE, None)
+    assert data.num_real == 5
     assert read(store, DataRefs(images="images")).test is None
 
 
-@pytest.mark.parametrize("hard", [True, False])
-def test_synthetic_images_come_in_the_order_of_their_index(store: Store, hard: bool) -> None:
+def test_synthetic_images_come_in_the_order_of_their_index(store: Store) -> None:
     commit_images(store, COUNTS)
     commit_synthetic(store, "first", 0, 2)
     commit_synthetic(store, "second", 2, 4)
     refs = DataRefs(images="images", synthetic=("first", "second"), num_synthetic=8)
-    data = read(store, refs, hard=hard)
+    data = read(store, refs)
     pixels = data.train.images_BCHW[5:, 0, 0, 0].tolist()
     assert pixels == [0, 10, 20, 1, 11, 21, 2, 12], "a class may be one image ahead of another, no more"
     assert data.train.labels_B[5:].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert data.hard_N.tolist() == [True] * 5 + [hard] * 8
+    assert data.num_real == 5
     keys = [views.sample_key(f"synthetic/{p // 10}/{p % 10}") for p in pixels]
     assert data.keys_N[5:].tolist() == keys
 
@@ -210,28 +223,32 @@ def test_targets_follow_their_samples(store: Store) -> None:
     commit_targets(store, "real-targets", real)
     made = [f"synthetic/{label}/{index}" for label in range(3) for index in range(2)]
     commit_targets(store, "made-targets", made)
-    refs = DataRefs(images="images", synthetic=("first",), num_synthetic=4, targets=("real-targets", "made-targets"))
+    teacher = replace(commit_adapted(store, "adapted", 4), targets=("real-targets", "made-targets"))
+    refs = DataRefs(images="images", synthetic=("first",), num_synthetic=4, teachers=(teacher,))
     data = read(store, refs)
-    assert data.targets.logits_NVK.shape == (9, VIEWS.per_image, 2)
-    assert data.targets.embedding_NVT.shape == (9, VIEWS.per_image, 4)
-    told = data.targets.logits_NVK
+    told = data.source.columns["logits"]
+    assert told.shape == (9, VIEWS.per_image, 2)
+    assert data.source.columns["embedding"].shape == (9, VIEWS.per_image, 4)
+    assert (data.source.widths, data.source.classifier[1].tolist()) == ((4,), [1.0, -1.0])
+    assert set(read(store, refs, needs="logits labels").source.columns) == {"logits"}
     assert torch.equal(told[..., 1], torch.arange(VIEWS.per_image).expand(9, -1).half())
     expected = torch.tensor((data.keys_N % np.uint64(1000)).astype(np.float32)).half()
     assert torch.equal(told[..., 0], expected[:, None].expand(-1, VIEWS.per_image))
     boxes_NV5 = views.draw_views(VIEWS, 5, data.keys_N, np.tile(np.arange(VIEWS.per_image), (9, 1)))
-    assert np.array_equal(data.targets.views_NV5, boxes_NV5)
+    assert np.array_equal(data.source.views_NV5, boxes_NV5)
 
 
 @pytest.mark.parametrize(("skip", "twice"), [(1, 0), (0, -1), (1, 1)])
 def test_targets_with_a_missing_row_are_refused(store: Store, skip: int, twice: int) -> None:
     commit_images(store, COUNTS)
     commit_targets(store, "targets", sample_ids(5 if twice >= 0 else 4), skip=skip, twice=max(0, twice))
+    teacher = replace(commit_adapted(store, "adapted", 4), targets=("targets",))
     with pytest.raises(ValueError, match=r"targets hold (19|16) of 20 \(sample, view\) rows"):
-        read(store, DataRefs(images="images", targets=("targets",)))
+        read(store, DataRefs(images="images", teachers=(teacher,)))
 
 
 def test_what_the_store_lacks_is_named(store: Store) -> None:
-    with pytest.raises(LookupError, match="images nowhere are not in"):
+    with pytest.raises(LookupError, match="artifact nowhere is not in"):
         read(store, DataRefs(images="nowhere"))
     commit_images(store, COUNTS)
     with pytest.raises(LookupError, match=r"artifact gone is not in .*; run again"):

@@ -9,9 +9,9 @@ from torch import nn
 
 from sweeper import student as students
 from sweeper.batches import ImageSplit
-from sweeper.config import StudentConfig
 from sweeper.evaluate import accuracy
 from sweeper.student import StudentOutput
+from sweeper.trial import StudentConfig
 
 
 class BrightestChannel(nn.Module):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sweeper import finalists
-from sweeper.config import OBJECTIVES, TrialConfig
+from sweeper.config import OBJECTIVES
 from sweeper.finalists import Candidate, Entry, Outcomes, arms, job_name, on_front, select, summarise
+from sweeper.trial import TrialConfig
 
 BOTH = dict(OBJECTIVES)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sweeper import flops, forecast, student, zoo
-from sweeper.config import StudentConfig, SweepConfig
+from sweeper.config import SweepConfig
 from sweeper.datasets import digits
 from sweeper.generators import diffusers as generators
 from sweeper.ledger import Charge
@@ -22,6 +22,7 @@ from sweeper.schedulers import asha
 from sweeper.space import Space
 from sweeper.store import Store
 from sweeper.teachers import timm as teachers
+from sweeper.trial import StudentConfig
 
 TEACHER = {"kind": "timm", "model": "test_resnet", "weights": "none", "input_size": 32}
 GENERATOR = {"kind": "diffusers", "model": "zoo:generator", "steps": 3, "max_ratio": 1}

@@ -13,13 +13,13 @@ import pytest
 from samples import TRIAL_TREE, commit_artifact, dataset_index, space_of, sweep_config
 
 from sweeper import finalists, harvest
-from sweeper.config import TrialConfig
 from sweeper.finalists import Outcomes
 from sweeper.ledger import Charge, Cost
 from sweeper.plan import Plan, artifact_uses, make_plan
 from sweeper.results import COLUMNS, RunFolder
 from sweeper.store import Record, Store
 from sweeper.study import Study
+from sweeper.trial import TrialConfig
 
 SEEDS = (1, 2)
 PARTS = ("gpu_hours_adapt", "gpu_hours_targets", "gpu_hours_synthetic", "gpu_hours_train")

@@ -19,9 +19,10 @@ from small_sweep import Built
 
 from sweeper import train
 from sweeper.batches import DataCache
-from sweeper.config import ResourceConfig, TrialConfig
+from sweeper.config import ResourceConfig
 from sweeper.errors import RunFailed
 from sweeper.lane import Job, LanePlan, LanePool, lanes, plan_lanes, reason_of
+from sweeper.trial import TrialConfig
 
 if TYPE_CHECKING:
     Messages = list[dict[str, Any]]
@@ -98,7 +99,7 @@ def trained_here(built: Built, job: Job) -> list[train.EpochReport]:
     """The reports of the plain loop in this process, without Ray and without a lane."""
     config = TrialConfig.model_validate(job.config)
     data = DataCache(built.store).trial_data(
-        job.refs, view_config=job.views, view_seed=job.view_seed, hard_synthetic=True, with_test=False
+        job.refs, needs=config.needs, view_config=job.views, view_seed=job.view_seed, with_test=False
     )
     reports: list[train.EpochReport] = []
 

@@ -19,15 +19,16 @@ FAMILIES = {"datasets", "teachers", "generators", "losses", "schedulers"}
 # From the top down: a module imports from its own layer and from those below it. A folder stands for all in it.
 LAYERS: tuple[set[str], ...] = (
     {"cli", "zoo.make", "zoo._classifiers", "zoo._diffusion"},  # zoo.make is a script of its own
-    {"run", "sweep", "prepared", "artifacts", "harvest", "session"},
+    {"run", "sweep", "prepared", "pairs", "artifacts", "harvest", "session"},
     {"search", "study", "results", "archive", "report", "rows", "provenance"},
     {"lane", "mailbox", "finalists"},
-    {"train", "forecast"},
-    {"targets", "synthesize", "ingest", "adapt", "shards", "batches", "student", "evaluate"},
-    {"plan", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config"},
+    {"train", "objective", "forecast"},
+    {"targets", "synthesize", "ingest", "adapt", "adapted", "shards", "batches", "sources", "student"}
+    | {"architecture", "evaluate"},
+    {"plan", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config", "trial", "sections"},
     FAMILIES,
     {"space", "conditions", "domain_forms", "domain", "located_yaml"}
-    | {"pareto", "ledger", "registry", "fingerprint", "views", "flops", "zoo"},
+    | {"pareto", "ledger", "registry", "fingerprint", "views", "flops", "taps", "zoo"},
     {"console", "tables", "tally", "files", "errors"},
 )  # fmt: skip
 
@@ -38,12 +39,13 @@ HOMES = {
     "ray.tune": {"search", "schedulers"},
     "ray": {"lane", "search", "run", "artifacts", "session", "ingest", "synthesize", "targets", "shards", "finalists"},
     "optuna": {"search", "study"},
-    "timm": {"teachers", "student", "zoo"},
+    "timm": {"teachers", "student", "architecture", "zoo"},
     "diffusers": {"generators", "zoo"},
     "rich": {"console", "cli"},
     "matplotlib": {"report"},
 }
-WITHOUT_RAY = {"train", "losses", "views", "student", "batches", "evaluate", "teachers", "generators"}
+WITHOUT_RAY = {"train", "objective", "losses", "views", "taps", "student", "batches", "sources", "evaluate"}
+WITHOUT_RAY |= {"teachers", "generators"}
 CONFIG_TO_TRAIN = ["config imports train, which is above it"]
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 60

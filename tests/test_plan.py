@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from samples import TRIAL_TREE, commit_artifact, dataset_index, space_of, sweep_config
 
 from sweeper import student as students
-from sweeper.config import StudentConfig, TrialConfig
 from sweeper.ledger import ArtifactUse, Charge
 from sweeper.plan import Artifact, Plan, artifact, artifact_uses, charges, make_plan
 from sweeper.store import Store
+from sweeper.sweep import data_refs
+from sweeper.trial import StudentConfig, TrialConfig
 
 TEACHERS: dict[str, Any] = {
     "cnn": {"kind": "timm", "model": "test_resnet", "weights": "none"},
@@ -39,7 +40,12 @@ def with_trial(**sections: Any) -> dict[str, Any]:
 
 def trial(teacher: str = "cnn", ratio: float = 0.0) -> TrialConfig:
     return TrialConfig.model_validate(
-        {"teacher": teacher, "student": {"model": "x"}, "synthetic": {"source": "sd", "ratio": ratio}}
+        {
+            "teacher": teacher,
+            "student": {"model": "x"},
+            "synthetic": {"source": "sd", "ratio": ratio},
+            "loss": {"kl": {"weight": 1.0}},
+        }
     ).resolved()
 
 
@@ -95,7 +101,7 @@ def test_nothing_is_planned_that_no_point_can_use(store: Store) -> None:
         {"search": {"trials": 99, "sampler": "random", "scheduler": {"kind": "asha"}}},
         {"finalists": {"count": 1, "seeds": 9}},
         {"resources": {"gpus_per_trial": 0.5, "workers_per_trial": 2}},
-        {"trial": with_trial(loss={"ce": 0.1}, train={"epochs": 1, "batch_size": 4})},
+        {"trial": with_trial(loss={**TRIAL_TREE["loss"], "ce": 0.1}, train={"epochs": 1, "batch_size": 4})},
         {"trial": dict(reversed(TRIAL_TREE.items()))},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -274,3 +280,81 @@ def test_missing_is_what_the_store_lacks(store: Store) -> None:
     assert left() == plan.artifacts()[1:]
     build(plan, store)
     assert left() == []
+
+
+class TestColumns:
+    """The plan stores what the losses of the space read, and nothing else."""
+
+    def columns(self, store: Store, loss: dict[str, Any], **sections: Any) -> dict[str, list[str]]:
+        plan = plan_of(store, trial=with_trial(loss=loss, **sections))
+        return {name: item.spec["columns"] for (name, key), item in plan.targets.items() if key == plan.images.key}
+
+    @pytest.mark.parametrize(
+        ("loss", "expected"),
+        [
+            ({"kl": {"weight": {"uniform": [0, 2]}}}, ["logits"]),
+            ({"kl": {"weight": 0}, "embedding": {"kind": "align_uniform"}}, ["embedding"]),
+            ({"embedding": {"kind": {"choice": ["none", "kdep"]}}}, ["pre_embedding"]),
+            ({"kl": {"weight": {"choice": [0, 1]}}, "embedding": {"kind": {"choice": ["cosine", "kdep"]}}},
+             ["embedding", "logits", "pre_embedding"]),
+            ({"embedding": {"kind": "dkd"}}, ["logits"]),
+        ],
+    )  # fmt: skip
+    def test_are_those_that_the_losses_need(self, store: Store, loss: dict[str, Any], expected: list[str]) -> None:
+        assert self.columns(store, loss) == {"cnn": expected, "vit": expected}
+
+    def test_of_one_teacher_do_not_depend_on_the_others_losses(self, store: Store) -> None:
+        kind = {"choice": ["cosine", "none"], "when": {"teacher": "vit"}}
+        found = self.columns(store, {"kl": {"weight": 1.0}, "embedding": {"kind": kind}})
+        assert found == {"cnn": ["logits"], "vit": ["embedding", "logits"]}
+
+    def test_are_none_where_nothing_is_read(self, store: Store) -> None:
+        plan = plan_of(store, trial=with_trial(loss={"ce": 1.0}))
+        assert (plan.adapt, plan.targets) == ({}, {})
+
+    @pytest.mark.parametrize(("synthetic", "expected"), [({"labels": "teacher"}, "logits"), ({}, None)])
+    def test_synthetic_images_may_need_more(
+        self, store: Store, synthetic: dict[str, str], expected: str | None
+    ) -> None:
+        use = {"source": "sd", "ratio": 1, **synthetic}
+        found = self.columns(store, {"embedding": {"kind": "cosine"}}, synthetic=use)
+        assert found["cnn"] == sorted({"embedding", *([expected] if expected else [])})
+
+    def test_a_teacher_in_the_loop_is_adapted_and_not_cached(self, store: Store) -> None:
+        plan = plan_of(store, trial=with_trial(loss={"kl": {"weight": 1.0}, "embedding": {"kind": "at"}}))
+        assert set(plan.adapt) == {"cnn", "vit"}
+        assert plan.targets == {}
+        online = TrialConfig.model_validate(
+            {"teacher": "cnn", "student": {"model": "x"}, "loss": {"embedding": {"kind": "at"}}}
+        ).resolved()
+        assert [(use.artifact.kind, use.artifact.name) for use in plan.uses(online)] == [("adapt", "cnn")]
+        refs = data_refs(plan, online)
+        assert [teacher.targets for teacher in refs.teachers] == [()]
+
+    def test_of_the_store_are_used_where_they_are_enough(self, store: Store) -> None:
+        both = with_trial(loss={"kl": {"weight": 1.0}, "embedding": {"kind": "cosine"}})
+        build(plan_of(store, trial=both), store)
+        less = plan_of(store, trial=with_trial(loss={"kl": {"weight": 1.0}}))
+        assert less.missing(store) == []
+        assert less.targets == plan_of(store, trial=both).targets
+        more = plan_of(store, trial=with_trial(loss={"kl": {"weight": 1.0}, "embedding": {"kind": "kdep"}}))
+        assert {item.kind for item in more.missing(store)} == {"targets"}
+
+
+class TestEnsembles:
+    def test_use_their_members_artifacts_and_have_none(self, store: Store) -> None:
+        alone = plan_of(store, trial=with_trial(teacher={"choice": ["cnn", "vit"]}))
+        plan = plan_of(store, trial=with_trial(teacher={"choice": ["cnn", "vit", "cnn+vit"]}))
+        assert plan.artifacts() == alone.artifacts()
+        assert plan_of(store, trial=with_trial(teacher="cnn+vit")).artifacts() == alone.artifacts()
+        used = [(use.artifact.kind, use.artifact.name) for use in plan.uses(trial("cnn+vit"))]
+        assert used == [("adapt", "cnn"), ("adapt", "vit"), ("targets", "cnn"), ("targets", "vit")]
+
+    @pytest.mark.parametrize("way", ["concatenated", "separate"])
+    def test_may_have_a_name(self, store: Store, way: str) -> None:
+        both = {"kind": "ensemble", "members": ["vit", "cnn"], "embedding": way}
+        plan = plan_of(store, teachers={**TEACHERS, "both": both}, trial=with_trial(teacher="both"))
+        assert set(plan.adapt) == {"cnn", "vit"}
+        refs = data_refs(plan, trial("both"))
+        assert [teacher.adapt for teacher in refs.teachers] == [plan.adapt["vit"].key, plan.adapt["cnn"].key]
+        assert refs.is_separate == (way == "separate")

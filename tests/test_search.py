@@ -12,11 +12,11 @@ from optuna.trial import TrialState
 from small_sweep import Built, make, space_tree
 
 from sweeper import search
-from sweeper.config import TrialConfig
 from sweeper.lane import LanePool
 from sweeper.ledger import Cost
 from sweeper.plan import artifact_uses
 from sweeper.study import EARLY_STOPPED, Study, spent_seconds
+from sweeper.trial import TrialConfig
 
 TRAIN = {"epochs": 4, "batch_size": 16, "epoch_size": 96, "lr": 3e-3}
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from sweeper import spacefile
-from sweeper.config import TrainConfig, TrialConfig
 from sweeper.errors import InputError, SpaceError
 from sweeper.fingerprint import fingerprint
+from sweeper.trial import TrainConfig, TrialConfig
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
@@ -124,11 +124,11 @@ BROKEN: list[tuple[str, str, str, tuple[str, ...]]] = [
         "trial.loss.embedding.kind",
         ("'kdpe' is not a kind of losses; did you mean 'kdep'? (", "allowed: none, ", "; `sweeper kinds losses` lists them)"),
     ),
-    ("          - kdep\n", "          - kl #!\n", "trial.loss.embedding.kind", ("'kl' is not a kind of losses",)),
+    ("          - kdep\n", "          - kll #!\n", "trial.loss.embedding.kind", ("'kll' is not a kind of losses",)),
     ("weight: {loguniform: [0.1, 10]}", "weight: {uniform: [-1, 1]} #!", "trial.loss.embedding.weight", ("at least 0",)),
     ("weight: {loguniform: [0.1, 10]}", "wieght: 1 #!", "trial.loss.embedding.wieght", ("did you mean 'weight'?",)),
     ("{uniform: [0.05, 0.5]", "{uniform: [-2, 0.5]", "trial.loss.embedding.tau", ("greater than 0; given uniform -2",)),
-    ("      tau: {", "      alpha: 3 #!\n      tau: {", "trial.loss.embedding.alpha", ("not a setting of info_nce or kdep", "align_uniform has it")),
+    ("      tau: {", "      w_unif: 3 #!\n      tau: {", "trial.loss.embedding.w_unif", ("not a setting of info_nce or kdep", "align_uniform has it")),
     ("embedding.kind: info_nce", "embedding.kind: info_nec", "trial.loss.embedding.tau", ("did you mean 'info_nce'?",)),
     ("{loss.embedding.kind: info", "{loss.embeding.kind: info", "trial.loss.embedding.tau", ("'loss.embedding.kind'?",)),
     ("epochs: 3", "epochs: 2.5 #!", "trial.train.epochs", ("has to be a whole number; given 2.5",)),

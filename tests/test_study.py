@@ -15,11 +15,12 @@ import pytest
 from optuna.trial import TrialState
 from samples import TRIAL_TREE, space_of, sweep_config
 
-from sweeper.config import SearchConfig, TrialConfig
+from sweeper.config import SearchConfig
 from sweeper.domain import Domain
 from sweeper.domain_forms import parse_domain
 from sweeper.ledger import Cost
 from sweeper.study import EARLY_STOPPED, Study, make_sampler, mend_tail, spent_seconds, suggest
+from sweeper.trial import TrialConfig
 
 SPACE = space_of(sweep_config())
 SAMPLERS = ("tpe", "nsga2", "gp", "random")

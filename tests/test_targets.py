@@ -15,7 +15,7 @@ import torch
 from small_sweep import SEED, SIZE, Built, Stages, make, space_tree
 from test_shards import inline
 
-from sweeper import adapt, artifacts, shards, targets, views
+from sweeper import adapted, artifacts, shards, targets, views
 from sweeper.batches import image_split
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact
@@ -66,7 +66,7 @@ def test_rows_are_unique_finite_and_what_the_teacher_says(built: Built) -> None:
         np.testing.assert_array_equal(boxes, views.draw_views(built.config.views, SEED, keys, np.array(numbers)))
         assert set(boxes[:, 4]) == {0.0, 1.0}
 
-        teacher: Any = adapt.load_teacher(
+        teacher: Any = adapted.load_teacher(
             built.store, built.plan.adapt[name].key, built.config.teachers[name], built.plan.index.class_names
         )
         place = {sample_id: i for i, sample_id in enumerate(images["sample_id"].to_pylist())}
@@ -166,7 +166,9 @@ def test_missing_rows_and_non_finite_outputs_are_caught(own: Built, monkeypatch:
     assert_nothing_was_committed(own, spec, wanted)
     monkeypatch.setattr(shards, "run", inline)
     monkeypatch.setattr(
-        targets, "view_targets", lambda *_: (np.full((60, 10), np.inf, np.float16), np.zeros((60, 4), np.float16))
+        targets,
+        "view_targets",
+        lambda *_: {"logits": np.full((60, 10), np.inf, np.float16), "embedding": np.zeros((60, 4), np.float16)},
     )
     spec, wanted = forgotten(own)
     with pytest.raises(RunFailed, match="teacher 'cnn': logits are not finite in fp16 on image set"):

@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load as load_tensors
 from samples import ALL_TERMS, MemorySlot, always, trial_config, trial_data
-from torch.nn import functional as F
 
 from sweeper import train
-from sweeper.batches import Batch, BatchStream, TrialData
-from sweeper.config import TrialConfig
+from sweeper.batches import TrialData
 from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit, learning_rate_factor
+from sweeper.trial import SyntheticUse, TrialConfig
 
 CPU = torch.device("cpu")
 DROPOUT = {"drop_rate": 0.3}
@@ -192,9 +191,9 @@ class TestEnds:
     def test_a_loss_that_is_not_finite_fails_the_trial(self, way: str) -> None:
         data, config = UNTAUGHT, trial_config(epochs=5, lr=1e30, warmup=0.0)
         if way == "loss":
-            assert TAUGHT.targets is not None
-            logits = torch.full_like(TAUGHT.targets.logits_NVK, math.nan)
-            data = replace(TAUGHT, targets=replace(TAUGHT.targets, logits_NVK=logits))
+            source: Any = TAUGHT.source
+            logits = torch.full_like(source.columns["logits"], math.nan)
+            data = replace(TAUGHT, source=replace(source, columns={"logits": logits}))
             config = trial_config(epochs=5, loss={"ce": 1.0, "kl": {"weight": 1.0}})
         reports: list[int] = []
         with pytest.raises(TrialFailed, match=r"the loss became (nan|inf) in epoch \d of 5") as raised:
@@ -211,9 +210,10 @@ class TestEnds:
 
     def test_it_learns_from_the_teacher_alone(self) -> None:
         """The labels are unusable: what is learned came through the targets."""
-        data = trial_data(48, taught=True)
-        data = replace(data, hard_N=torch.zeros(48, dtype=torch.bool))
-        outcome = run(trial_config(epochs=12, batch_size=16, lr=5e-3, loss=ALL_TERMS), data)
+        data = trial_data(48, taught=True, num_real=0)
+        config = trial_config(epochs=12, batch_size=16, lr=5e-3, loss=ALL_TERMS)
+        config = config.model_copy(update={"synthetic": SyntheticUse(source="s", ratio=1, labels="none")})
+        outcome = run(config, data)
         assert outcome.accuracy_val > 0.8
 
     def test_the_last_learning_rates_do_little(self) -> None:
@@ -230,54 +230,7 @@ class TestEnds:
         assert moved[-1] < 0.2 * moved[0]
 
 
-class TestObjective:
-    def batch(self, hard: list[bool], data: TrialData = TAUGHT) -> Batch:
-        stream = BatchStream(data, batch_size=len(hard), seed=0, device=CPU)
-        return replace(stream.batch(0), hard_B=torch.tensor(hard))
-
-    def test_cross_entropy_leaves_soft_samples_out(self) -> None:
-        trainer = trainer_of(trial_config(loss={"ce": 0.7}), TAUGHT)
-        trainer.objective.eval()
-        batch = self.batch([True, False, True, True, False])
-        hard_B = batch.hard_B
-        with torch.no_grad():
-            logits_BK = trainer.student(batch.images_BCHW).logits_BK
-            expected = 0.7 * F.cross_entropy(logits_BK[hard_B], batch.labels_B[hard_B])
-            torch.testing.assert_close(trainer.objective(batch), expected)
-            wrong_B = torch.where(hard_B, batch.labels_B, (batch.labels_B + 1) % 3)
-            assert torch.equal(trainer.objective(batch), trainer.objective(replace(batch, labels_B=wrong_B)))
-            assert not torch.equal(
-                trainer.objective(batch), trainer.objective(replace(batch, labels_B=(batch.labels_B + 1) % 3))
-            )
-
-    def test_a_batch_without_labels_is_finite(self) -> None:
-        trainer = trainer_of(trial_config(loss={"ce": 0.7}), TAUGHT)
-        loss = trainer.objective(self.batch([False] * 4))
-        loss.backward()
-        assert loss.item() == 0
-        assert all(p.grad is None or not p.grad.any() for p in trainer.student.parameters())
-
-    def test_terms_are_weighted_and_added(self) -> None:
-        batch = self.batch([True, True, False, True, True, True])
-        parts = [
-            {"ce": 1.0},
-            {"ce": 0.0, "kl": {"weight": 1.0, "temperature": 2.0}},
-            {"ce": 0.0, "embedding": {"kind": "align_uniform", "weight": 1.0}},
-        ]
-        whole = {
-            "ce": 0.3,
-            "kl": {"weight": 0.6, "temperature": 2.0},
-            "embedding": {"kind": "align_uniform", "weight": 1.7},
-        }
-        values = []
-        for loss in [*parts, whole]:
-            trainer = trainer_of(trial_config(loss=loss), TAUGHT)
-            trainer.objective.eval()
-            with torch.no_grad():
-                values.append(trainer.objective(batch).item())
-        assert values[3] == pytest.approx(0.3 * values[0] + 0.6 * values[1] + 1.7 * values[2], rel=1e-5)
-        assert min(map(abs, values[:3])) > 0.01
-
+class TestCheckpoint:
     def test_projectors_are_trained_and_saved_with_the_student(self) -> None:
         config = trial_config(epochs=2, loss=ALL_TERMS)
         trainer = trainer_of(config, TAUGHT)
@@ -292,15 +245,6 @@ class TestObjective:
             assert torch.equal(other.objective.state_dict()[name], value)
         exported = load_tensors(run(config, TAUGHT).model["model.safetensors"])
         assert exported.keys() == trainer.student.model.state_dict().keys()
-
-    def test_a_pool_of_canonical_embeddings_is_there_for_losses_that_fit(self) -> None:
-        assert TAUGHT.targets is not None
-        outcome = run(trial_config(epochs=1, loss={"ce": 1.0, "embedding": {"kind": "kdep", "weight": 1.0}}), TAUGHT)
-        assert math.isfinite(outcome.accuracy_val)
-        trainer = trainer_of(trial_config(loss={"ce": 1.0}), TAUGHT)
-        context = trainer._loss_context(trainer.student)
-        assert torch.equal(context.teacher_embeddings(), TAUGHT.targets.embedding_NVT[:, 0].float())
-        assert (context.teacher_dim, context.num_samples, context.num_classes) == (6, 18, 3)
 
 
 class TestSteps:

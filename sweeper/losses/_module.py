@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Normalized(nn.Module):
 def float32(inputs: LossInputs) -> LossInputs:
     """The same batch with every floating tensor in float32; gradients flow to the student's tensors only."""
 
-    def convert(name: str, value: object) -> object:
+    def convert(name: str, value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(convert(name, item) for item in value)
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -5,7 +5,10 @@ A kind's module holds
     class Config(Settings)              `kind`, `adapt` and whatever names the model and its weights
     identity(config) -> dict            what decides the teacher's outputs: plain JSON values, weights by their sha256
     build(config, class_names) -> Teacher
+    sketch(config, class_names) -> Teacher  the same shapes without reading weights, under the device of the caller
     flops_an_image(config, class_names) -> float | None     may be left out: for the forecast, without reading weights
+
+`ensemble` alone has none of these: it is made of other teachers' cached targets.
 
 Shapes: B images, C channels, H x W pixels, K classes, D embedding width.
 """
@@ -17,14 +20,22 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from sweeper.taps import TapPoints
+
 Adapt = Literal["linear_probe", "fine_tune", "none"]
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher says about a batch; `logits_BK` is None where the teacher has no classifier of the task."""
+    """What a teacher says about a batch; `logits_BK` is None where the teacher has no classifier of the task.
+
+    The last two are there if they were asked for: the embedding from before the last activation, and feature maps from
+    shallow to deep.
+    """
 
     logits_BK: torch.Tensor | None
     embedding_BD: torch.Tensor
+    pre_embedding_BD: torch.Tensor | None = None
+    maps: tuple[torch.Tensor, ...] = ()
 
 
 class Teacher(Protocol):
@@ -40,8 +51,9 @@ class Teacher(Protocol):
     embedding_dim: int
     classes: int | None
     classifier: torch.nn.Linear | None
+    tap_points: TapPoints
 
-    def __call__(self, images_BCHW: torch.Tensor) -> TeacherOutput: ...
+    def __call__(self, images_BCHW: torch.Tensor, *, pre: bool = False, num_maps: int = 0) -> TeacherOutput: ...
 
     def with_classifier(self, weight_KD: torch.Tensor, bias_K: torch.Tensor) -> Teacher:
         """The same backbone under another linear classifier, in place."""

@@ -6,12 +6,14 @@ read without it.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from sweeper import taps
 from sweeper.teachers import TeacherOutput
 
 
@@ -42,24 +44,29 @@ class TimmTeacher(nn.Module):
         self.classifier: nn.Linear | None = head if isinstance(head, nn.Linear) else None
         self.requires_grad_(False).eval()
         with torch.no_grad():
-            self.embedding_dim = int(
-                self.embed(torch.zeros(1, len(self.mean), self.input_size, self.input_size)).shape[1]
-            )
+            images_1CHW = torch.zeros(1, len(self.mean), self.input_size, self.input_size)
+            self.embedding_dim = int(self.embed(images_1CHW).embedding_BD.shape[1])
 
     @property
     def classes(self) -> int | None:
         """Outputs of the classifier; None without one."""
         return None if self.classifier is None else self.classifier.out_features
 
-    def embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Pooled pre-logits features [B, D] of images in [0, 1]."""
-        features = self.model.forward_features((images_BCHW - self.mean_C11) / self.std_C11)
-        embedding: torch.Tensor = self.model.forward_head(features, pre_logits=True)
-        return embedding.flatten(1)
+    @cached_property
+    def tap_points(self) -> taps.TapPoints:
+        """Where `taps` reads this model; found by one forward."""
+        size = self.input_size
+        return taps.find(self.model, torch.zeros(2, len(self.mean), size, size, device=self.mean_C11.device))
 
-    def forward(self, images_BCHW: torch.Tensor) -> TeacherOutput:
-        embedding_BD = self.embed(images_BCHW)
-        return TeacherOutput(None if self.classifier is None else self.classifier(embedding_BD), embedding_BD)
+    def embed(self, images_BCHW: torch.Tensor, *, pre: bool = False, num_maps: int = 0) -> taps.Tapped:
+        """Pooled pre-logits features [B, D] of images in [0, 1], and what else is asked for."""
+        points = self.tap_points if pre or num_maps else taps.NOWHERE
+        normalised_BCHW = (images_BCHW - self.mean_C11) / self.std_C11
+        return taps.read(self.model, normalised_BCHW, points, pre=pre, num_maps=num_maps)
+
+    def forward(self, images_BCHW: torch.Tensor, *, pre: bool = False, num_maps: int = 0) -> TeacherOutput:
+        tapped = self.embed(images_BCHW, pre=pre, num_maps=num_maps)
+        return TeacherOutput(None if self.classifier is None else self.classifier(tapped.embedding_BD), *tapped)
 
     def with_classifier(self, weight_KD: torch.Tensor, bias_K: torch.Tensor) -> Self:
         """The same backbone under the linear classifier `weight_KD`, `bias_K`, in place."""

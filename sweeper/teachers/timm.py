@@ -102,22 +102,29 @@ def build(config: Config, class_names: Sequence[str]) -> TimmTeacher:
     return teacher.without_classifier()
 
 
-def flops_an_image(config: Config, class_names: Sequence[str]) -> float | None:
-    """Operations of the forward of one image, from the architecture alone: the hub is not asked, no weight is read."""
-    import torch
+def sketch(config: Config, class_names: Sequence[str]) -> TimmTeacher:
+    """The teacher with its architecture's initial weights: the hub is not asked, no weight is read.
 
-    from sweeper import flops
+    For shapes and counts, on torch's meta device where it is built under one.
+    """
     from sweeper.teachers._timm_module import TimmTeacher
 
     path = _local_weights(config)
     if path is not None and path.is_dir():
         config = config.model_copy(update={"model": f"local-dir:{path}"})
+    model = _create(config, num_classes=len(class_names))
+    return TimmTeacher(model, config.input_size or config.model_args.get("img_size"))
 
-    def make() -> TimmTeacher:
-        model = _create(config, num_classes=len(class_names))
-        return TimmTeacher(model, config.input_size or config.model_args.get("img_size"))
 
-    return flops.forward_flops(make, lambda t: t(torch.empty(1, len(t.mean), t.input_size, t.input_size)))
+def flops_an_image(config: Config, class_names: Sequence[str]) -> float | None:
+    """Operations of the forward of one image, from the architecture alone."""
+    import torch
+
+    from sweeper import flops
+
+    return flops.forward_flops(
+        lambda: sketch(config, class_names), lambda t: t(torch.empty(1, len(t.mean), t.input_size, t.input_size))
+    )
 
 
 def _local_weights(config: Config) -> Path | None:

@@ -1,0 +1,262 @@
+"""What a student is trained on: L = ce CE(logits_S, y) + kl L_KL + w L_embedding (METHOD section 1), as one module.
+
+Each distillation term is divided by its own size over the first batches (`losses._module.Normalized`), so that weights
+compare. Synthetic images may carry another label, another weight and another embedding loss than real ones; where they
+are treated alike, a term sees the batch as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sweeper import registry
+from sweeper.losses import LossContext, LossInputs, MapShape, Pool
+from sweeper.losses._module import Float32Loss, Normalized
+
+if TYPE_CHECKING:
+    from sweeper.batches import Batch, TrialData
+    from sweeper.registry import Settings
+    from sweeper.student import Student, StudentOutput
+    from sweeper.trial import TrialConfig
+
+# Losses over pairs or with batch statistics need two rows; a share of the batch with fewer is left out.
+LEAST_ROWS = 2
+Term = Callable[[LossInputs], Tensor]
+
+
+class Objective(nn.Module):
+    """Student and loss terms in one module, so that one data-parallel wrapper covers trained projectors too.
+
+    Args:
+        student: on the device where the trial is trained, as are the tensors of `data.source`.
+    """
+
+    def __init__(self, student: Student, config: TrialConfig, data: TrialData) -> None:
+        super().__init__()
+        self.student = student
+        self.config = config.loss
+        self.synthetic = config.synthetic
+        self.needs = config.needs
+        self.widths = data.source.widths if data.source else ()
+        self.num_maps = 0
+        if data.source and "maps" in self.needs:
+            self.num_maps = min(len(data.source.map_shapes), len(student.tap_points.maps))
+        self.terms = nn.ModuleDict()
+        if config.loss.kl.weight > 0 and data.source:
+            kl = registry.config_class("losses", "kl").model_validate(config.loss.kl.model_dump())
+            self.terms["kl"] = _term(kl, self._context(data, self.widths))
+        embedding: Any = config.loss.embedding
+        if embedding is not None and data.source:
+            self.terms["embedding"] = nn.ModuleList(
+                [_term(embedding, self._context(data, (width,), i)) for i, width in enumerate(self.widths)]
+            )
+            if self.synthetic.embedding == "align_only":
+                settings = {"kind": "align", "normalize": embedding.normalize}
+                align = registry.config_class("losses", "align").model_validate(settings)
+                self.terms["align"] = nn.ModuleList(
+                    [_term(align, self._context(data, (width,), i)) for i, width in enumerate(self.widths)]
+                )
+
+    def forward(self, batch: Batch, progress: float = 0.0) -> Tensor:
+        """The weighted sum of all terms, a scalar in float32.
+
+        Args:
+            progress: share of the training that is done, in [0, 1).
+        """
+        with_jacobian = "jacobian" in self.needs
+        images_BCHW = batch.images_BCHW.requires_grad_() if with_jacobian else batch.images_BCHW
+        # fused attention has no second derivative
+        with sdpa_kernel(SDPBackend.MATH) if with_jacobian else nullcontext():
+            out: StudentOutput = self.student(images_BCHW, pre="pre_embedding" in self.needs, num_maps=self.num_maps)
+        if self._classifiers():
+            out = out._replace(logits_BK=self._classify(out.embedding_BD))
+        inputs = self._inputs(batch, out, images_BCHW, progress)
+        total: Tensor = out.logits_BK.new_zeros((), dtype=torch.float32)
+        if self.config.ce > 0:
+            total = total + self.config.ce * self._cross_entropy(inputs, batch.num_real)
+        if "kl" in self.terms:
+            total = total + self.config.kl.weight * self._over_images(self.terms["kl"], None, inputs, batch.num_real)
+        if "embedding" in self.terms:
+            weight = getattr(self.config.embedding, "weight", 1.0)
+            total = total + weight * self._embedding(inputs, batch.num_real)
+        return total
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Write a classifier that a loss trained in place of the student's own (SimKD) into the student.
+
+        It is affine, so that it is known by its values at 0 and at the unit vectors.
+        """
+        if self._classifiers():
+            head = self.student.model.get_classifier()
+            unit_DD = torch.eye(head.in_features, device=head.weight.device)
+            bias_K = self._classify(torch.zeros_like(unit_DD[:1]))[0]
+            head.weight.copy_((self._classify(unit_DD) - bias_K).T)
+            head.bias.copy_(bias_K)
+
+    def _part(self, name: str) -> Any:
+        return dict(self.terms.items()).get(name)
+
+    def _classifiers(self) -> list[Float32Loss]:
+        """The embedding losses that train a classifier, one for each member of an ensemble."""
+        terms: Any = self._part("embedding") or ()
+        losses = [term.loss if isinstance(term, Normalized) else term for term in terms]
+        return [loss for loss in losses if loss.classify is not None]
+
+    def _classify(self, embedding_BD: Tensor) -> Tensor:
+        """The mean of their logits."""
+        found = [loss.classify(loss, embedding_BD) for loss in self._classifiers() if loss.classify is not None]
+        return torch.stack(found).mean(dim=0)
+
+    def _inputs(self, batch: Batch, out: StudentOutput, images_BCHW: Tensor, progress: float) -> LossInputs:
+        labels_B = batch.labels_B
+        hard_B = torch.ones_like(labels_B, dtype=torch.bool)
+        if batch.num_real < len(labels_B):
+            if self.synthetic.labels == "teacher" and batch.teacher and batch.teacher.logits_BK is not None:
+                told_B = batch.teacher.logits_BK[batch.num_real :].argmax(dim=1)
+                labels_B = torch.cat([labels_B[: batch.num_real], told_B])
+            elif self.synthetic.labels == "none":
+                hard_B[batch.num_real :] = False
+        teacher = batch.teacher
+        return LossInputs(
+            student_logits_BK=out.logits_BK,
+            student_embedding_BD=out.embedding_BD,
+            student_pre_embedding_BD=out.pre_embedding_BD,
+            student_maps=out.maps,
+            teacher_logits_BK=teacher.logits_BK if teacher else None,
+            teacher_embedding_BT=teacher.embedding_BT if teacher else None,
+            teacher_pre_embedding_BT=teacher.pre_embedding_BT if teacher else None,
+            teacher_maps=teacher.maps[-self.num_maps :] if teacher and self.num_maps else (),
+            images_BCHW=images_BCHW if "jacobian" in self.needs else None,
+            teacher_jacobian_BCHW=teacher.jacobian_BCHW if teacher else None,
+            labels_B=labels_B,
+            index_B=batch.index_B,
+            hard_B=hard_B,
+            progress=progress,
+        )
+
+    def _cross_entropy(self, inputs: LossInputs, num_real: int) -> Tensor:
+        """Weighted mean over the images whose label may be used."""
+        ce_B = F.cross_entropy(inputs.student_logits_BK.float(), inputs.labels_B, reduction="none")
+        weight_B = inputs.hard_B.to(ce_B.dtype)
+        weight_B[num_real:] *= self.synthetic.weight
+        return (ce_B * weight_B).sum() / weight_B.sum().clamp(min=1e-12)
+
+    def _embedding(self, inputs: LossInputs, num_real: int) -> Tensor:
+        """The embedding term; the mean over the members of an ensemble that are embedded separately."""
+        terms: Any = self.terms["embedding"]
+        found = []
+        for i, part in enumerate(_split(inputs, self.widths)):
+            if self.synthetic.embedding == "none":
+                part = _rows(part, slice(0, num_real)) if num_real < len(part.labels_B) else part
+                found.append(self._over_images(terms[i], None, part, num_real))
+            else:
+                align = self._part("align")
+                found.append(self._over_images(terms[i], align[i] if align else None, part, num_real))
+        return torch.stack(found).mean()
+
+    def _over_images(self, term: Term, other: Term | None, inputs: LossInputs, num_real: int) -> Tensor:
+        """`term` of the real images and `other` of the synthetic ones, weighted by how many they count for.
+
+        With `other` None and weight 1 both are one batch, in which a contrastive loss compares all with all.
+        """
+        num_rows = len(inputs.labels_B)
+        num_synthetic = num_rows - num_real
+        total = inputs.student_embedding_BD.new_zeros((), dtype=torch.float32)
+        if not num_synthetic or (other is None and self.synthetic.weight == 1):
+            return term(inputs) if num_rows >= LEAST_ROWS else total
+        weight = self.synthetic.weight
+        if num_real >= LEAST_ROWS:
+            total = total + num_real * term(_rows(inputs, slice(0, num_real)))
+        if num_synthetic >= LEAST_ROWS:
+            total = total + weight * num_synthetic * (other or term)(_rows(inputs, slice(num_real, num_rows)))
+        return total / (num_real + weight * num_synthetic)
+
+    def _context(self, data: TrialData, widths: tuple[int, ...], member: int | None = None) -> LossContext:
+        source = data.source
+        assert source is not None
+        device = self.student.model.get_classifier().weight.device
+        own = member_slice(self.widths, member) if member is not None and len(self.widths) > 1 else slice(None)
+
+        def column(name: str) -> Tensor | None:
+            found = source.canonical(name)
+            return found if found is None or name == "logits" else found[:, own]
+
+        def pool() -> Pool:
+            hard_N = torch.arange(len(data.train), device=device) < data.num_real
+            hard_N |= self.synthetic.labels == "hard"
+            labels_N = data.train.labels_B.to(device)
+            return Pool(
+                logits_NK=column("logits"),
+                embedding_NT=column("embedding"),
+                pre_embedding_NT=column("pre_embedding"),
+                labels_N=labels_N,
+                hard_N=hard_N,
+            )
+
+        def classifier() -> tuple[Tensor, Tensor]:
+            weight_KT, bias_K = source.classifier
+            parts = len(self.widths) if member is not None else 1  # an average's share is not one teacher's own
+            return weight_KT[:, own] * parts, bias_K
+
+        shapes = self.student.tap_points.shapes[-self.num_maps :] if self.num_maps else ()
+        return LossContext(
+            student_dim=self.student.embedding_dim,
+            teacher_dim=sum(widths),
+            num_classes=len(data.class_names),
+            num_samples=len(data.train),
+            pool=pool,
+            classifier=classifier,
+            student_maps=tuple(MapShape(*shape) for shape in shapes),
+            teacher_maps=source.map_shapes[-self.num_maps :] if self.num_maps else (),
+        )
+
+
+def _term(config: Settings, context: LossContext) -> nn.Module:
+    """The loss of a kind, divided by its own size unless its settings ask for the raw form."""
+    settings: Any = config
+    loss: Float32Loss = registry.load("losses", settings.kind).build(config, context)
+    return Normalized(loss) if settings.normalize else loss
+
+
+def _rows(inputs: LossInputs, rows: slice) -> LossInputs:
+    """Some rows of a batch, without what belongs to the batch as a whole."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(item[rows] for item in value)
+        return value[rows] if isinstance(value, Tensor) else value
+
+    return replace(inputs, **{field.name: cut(getattr(inputs, field.name)) for field in fields(inputs)})
+
+
+def _split(inputs: LossInputs, widths: Sequence[int]) -> list[LossInputs]:
+    """The batch once for each teacher that is embedded by itself, with that teacher's entries."""
+    if len(widths) == 1:
+        return [inputs]
+
+    def cut(tensor: Tensor | None, member: int) -> Tensor | None:
+        return tensor if tensor is None else tensor[:, member_slice(widths, member)]
+
+    return [
+        replace(
+            inputs,
+            teacher_embedding_BT=cut(inputs.teacher_embedding_BT, member),
+            teacher_pre_embedding_BT=cut(inputs.teacher_pre_embedding_BT, member),
+        )
+        for member in range(len(widths))
+    ]
+
+
+def member_slice(widths: Sequence[int], member: int) -> slice:
+    """Where a member's entries stand in embeddings that lie side by side."""
+    start = sum(widths[:member])
+    return slice(start, start + widths[member])

@@ -1,0 +1,259 @@
+"""Where a batch's targets come from: the cache, or a teacher that runs in the loop. A loss can not tell which.
+
+Both show the student the same views in the same order: in pass q, sample i is seen under stored view
+1 + (q + key_i) % (V - 1), so that neighbours in a batch are not all at the same view number. The cache reads that
+view's row; a live teacher looks at the image under that view's box, which the counter-based generator draws again.
+
+Shape letters: N samples, V views (view 0 is canonical), B batch, C channels, H W pixels, K classes, T teacher's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sweeper import views
+from sweeper.losses import MapShape
+from sweeper.views import ViewConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherBatch:
+    """The teacher's side of a batch; what the trial does not need, or the source does not hold, is absent."""
+
+    logits_BK: Tensor | None = None
+    embedding_BT: Tensor | None = None
+    pre_embedding_BT: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
+    jacobian_BCHW: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a source is asked about: samples, the pass each is in, and what the student sees of them."""
+
+    index: np.ndarray
+    number: np.ndarray
+    images_BCHW: Tensor  # uint8, whole
+    boxes_B5: Tensor
+    student_view_BCHW: Tensor  # floats in [0, 1]
+
+
+class TargetSource(Protocol):
+    """One side of a trial.
+
+    Attributes:
+        widths: of the embeddings; several where the members of an ensemble are embedded separately.
+        map_shapes: of the maps that `targets` gives, shallow to deep.
+        columns: over the whole pool in the canonical view, by name of `losses.COLUMNS`; empty for a live teacher.
+        classifier: weight K x T and bias K.
+    """
+
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+
+    @property
+    def map_shapes(self) -> tuple[MapShape, ...]: ...
+
+    @property
+    def classifier(self) -> tuple[Tensor, Tensor]: ...
+
+    def to(self, device: torch.device) -> TargetSource:
+        """The same source, its tensors and models on a device."""
+        ...
+
+    def boxes(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """The views [B, 5] under which samples are seen in passes `number`."""
+        ...
+
+    def targets(self, sight: Sight) -> TeacherBatch:
+        """The teacher's outputs for a batch."""
+        ...
+
+    def canonical(self, column: str) -> Tensor | None:
+        """A column over the whole pool in the canonical view; None where the source does not hold it."""
+        ...
+
+
+def stored_view(keys_B: np.ndarray, number: np.ndarray, num_views: int) -> np.ndarray:
+    """The number of the view under which a sample is seen in a pass; the canonical one only where there is no other."""
+    if num_views == 1:
+        return np.zeros_like(number)
+    offset = (keys_B % np.uint64(num_views - 1)).astype(np.int64)
+    view: np.ndarray = 1 + (number + offset) % (num_views - 1)
+    return view
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedTargets:
+    """A teacher's stored outputs, fp16, by name (`columns`: N x V x width), and the views_NV5 that they belong to."""
+
+    keys_N: np.ndarray
+    views_NV5: np.ndarray
+    columns: Mapping[str, Tensor]
+    classifier: tuple[Tensor, Tensor]
+    widths: tuple[int, ...]
+    map_shapes: tuple[MapShape, ...] = ()
+
+    def to(self, device: torch.device) -> CachedTargets:
+        moved = {name: column.to(device) for name, column in self.columns.items()}
+        weight_KT, bias_K = self.classifier
+        return replace(self, columns=moved, classifier=(weight_KT.to(device), bias_K.to(device)))
+
+    def _view(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+        return stored_view(self.keys_N[index], number, self.views_NV5.shape[1])
+
+    def boxes(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.views_NV5[index, self._view(index, number)]
+        return found
+
+    def targets(self, sight: Sight) -> TeacherBatch:
+        device = sight.images_BCHW.device
+        index_B = torch.from_numpy(sight.index).to(device)
+        view_B = torch.from_numpy(self._view(sight.index, sight.number)).to(device)
+        read = {name: column[index_B, view_B].float() for name, column in self.columns.items()}
+        return TeacherBatch(
+            logits_BK=read.get("logits"),
+            embedding_BT=read.get("embedding"),
+            pre_embedding_BT=read.get("pre_embedding"),
+        )
+
+    def canonical(self, column: str) -> Tensor | None:
+        found = self.columns.get(column)
+        return None if found is None else found[:, 0].float()
+
+
+def stored_columns(table: pa.Table, sample_ids: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows keyed by (sample_id, view), in any order, as dense arrays N x V x width in the order of `sample_ids`.
+
+    Raises:
+        ValueError: rows are missing.
+    """
+    position = {sample_id: i for i, sample_id in enumerate(sample_ids)}
+    rows = np.array([position.get(s, -1) for s in table["sample_id"].to_pylist()], dtype=np.int64)
+    view = table["view"].to_numpy()
+    num_views = int(view.max()) + 1
+    kept = rows >= 0
+    slot = rows[kept] * num_views + view[kept]
+    if len(np.unique(slot)) != len(sample_ids) * num_views:
+        raise ValueError(f"targets hold {len(np.unique(slot))} of {len(sample_ids) * num_views} (sample, view) rows")
+    found = {}
+    for name in names:
+        column = table[name].combine_chunks()
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+        out = np.empty((len(sample_ids) * num_views, values.shape[1]), dtype=values.dtype)
+        out[slot] = values[kept]
+        found[name] = out.reshape(len(sample_ids), num_views, -1)
+    return found
+
+
+def together(members: Sequence[CachedTargets], *, separate: bool) -> CachedTargets:
+    """An ensemble: averaged logits, embeddings side by side, and the classifier that gives the averaged logits.
+
+    Concatenated embeddings are each scaled to a mean length of 1 over the canonical views; its inverse goes into the
+    classifier's columns. With `separate` they keep their scale and `widths` says which entries are whose.
+    """
+    if len(members) == 1:
+        return members[0]
+    first = members[0]
+    columns: dict[str, Tensor] = {}
+    if "logits" in first.columns:
+        columns["logits"] = torch.stack([m.columns["logits"].float() for m in members]).mean(dim=0).half()
+    weights, biases = [], []
+    for name in ("embedding", "pre_embedding"):
+        if name not in first.columns:
+            continue
+        parts = []
+        for member in members:
+            part = member.columns[name].float()
+            scale = 1.0 if separate else float(part[:, 0].norm(dim=1).mean().clamp(min=1e-12))
+            parts.append(part / scale)
+            if name == "embedding":
+                weights.append(member.classifier[0] * scale / len(members))
+        columns[name] = torch.cat(parts, dim=2).half()
+    biases = [member.classifier[1] for member in members]
+    if not weights:
+        weights = [member.classifier[0] / len(members) for member in members]
+    classifier = (torch.cat(weights, dim=1), torch.stack(biases).mean(dim=0))
+    widths = tuple(width for member in members for width in member.widths)
+    whole = widths if separate else (sum(widths),)
+    return replace(first, columns=columns, classifier=classifier, widths=whole)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTeacher:
+    """A teacher in the loop: its outputs for the views of the batch, in evaluation mode and without gradients.
+
+    Args:
+        teacher: see `sweeper.teachers.Teacher`.
+        needs: of `losses.INPUTS`; what costs extra is computed only where it is named.
+        num_maps: how many of its deepest maps.
+    """
+
+    teacher: Any
+    keys_N: np.ndarray
+    views: ViewConfig
+    view_seed: int
+    needs: frozenset[str] = frozenset()
+    num_maps: int = 0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.teacher.embedding_dim,)
+
+    @property
+    def map_shapes(self) -> tuple[MapShape, ...]:
+        if not self.num_maps:
+            return ()
+        return tuple(MapShape(*shape) for shape in self.teacher.tap_points.shapes[-self.num_maps :])
+
+    @property
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        return self.teacher.classifier.weight, self.teacher.classifier.bias
+
+    def to(self, device: torch.device) -> LiveTeacher:
+        return replace(self, teacher=self.teacher.to(device))
+
+    def boxes(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+        keys_B = self.keys_N[index]
+        view = stored_view(keys_B, number, self.views.per_image)
+        return views.draw_views(self.views, self.view_seed, keys_B, view)
+
+    def targets(self, sight: Sight) -> TeacherBatch:
+        device_type = sight.images_BCHW.device.type
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):  # the cache is made in float32 too
+            seen_BCHW = views.apply_views(sight.images_BCHW, sight.boxes_B5, self.teacher.input_size)
+            out = self.teacher(seen_BCHW, pre="pre_embedding" in self.needs, num_maps=self.num_maps)
+        return TeacherBatch(
+            logits_BK=out.logits_BK,
+            embedding_BT=out.embedding_BD,
+            pre_embedding_BT=out.pre_embedding_BD,
+            maps=out.maps,
+            jacobian_BCHW=self._jacobian(sight.student_view_BCHW) if "jacobian" in self.needs else None,
+        )
+
+    def canonical(self, column: str) -> Tensor | None:
+        return None
+
+    def _jacobian(self, view_BCHW: Tensor) -> Tensor:
+        """Gradient of the largest logit with respect to the pixels that the student sees, resized to the teacher."""
+        with torch.enable_grad(), torch.autocast(view_BCHW.device.type, enabled=False):
+            pixels_BCHW = view_BCHW.detach().float().requires_grad_()
+            size = self.teacher.input_size
+            resized = (
+                pixels_BCHW
+                if pixels_BCHW.shape[-1] == size
+                else F.interpolate(pixels_BCHW, size=(size, size), mode="bicubic", antialias=True)
+            )
+            largest = self.teacher(resized).logits_BK.amax(dim=1).sum()
+            (jacobian_BCHW,) = torch.autograd.grad(largest, pixels_BCHW)
+        return jacobian_BCHW

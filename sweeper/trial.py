@@ -1,0 +1,176 @@
+"""One sampled point of a space: which teacher and student, which images, which losses, which recipe.
+
+Models only: reading YAML is `spacefile`, domains and conditions are `space`, the rest of the file is `config`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from sweeper import registry
+from sweeper.domain import nearest
+from sweeper.losses import ONLINE
+from sweeper.registry import Settings
+from sweeper.sections import NonNegative, Positive, Probability, of_kind
+
+NO_TEACHER = "none"
+NO_EMBEDDING = "none"
+
+
+def _without_alias(value: Any) -> Any:
+    return "none" if value == "distill_only" else value
+
+
+class StudentConfig(Settings):
+    """A timm architecture. `init: random` trains from nothing; `pretrained` loads timm's or the folder's weights."""
+
+    model: str
+    init: Literal["random", "pretrained"] = "random"
+    model_args: dict[str, Any] = Field(default_factory=dict)
+
+
+class SyntheticUse(Settings):
+    """How a trial uses generated images: `ratio` x the number of real training images, from `source`.
+
+    `labels`: the prompt's class (`hard`) or the class that the teacher finds most likely (`teacher`) enters the
+    cross-entropy, or these images stay out of it (`none`, also called `distill_only`; Marrie et al. 2024, arXiv
+    2402.11305). `embedding`: the embedding loss sees them too (`same`), or a plain alignment takes its place on them
+    (`align_only`; contrastive losses fail on synthetic images where feature L2 works, Popp et al.), or nothing does.
+    `weight` counts each of them so many times as a real image, in every term.
+    """
+
+    source: str | None = None
+    ratio: NonNegative = 0.0
+    labels: Annotated[Literal["hard", "teacher", "none"], BeforeValidator(_without_alias)] = "hard"
+    embedding: Literal["same", "align_only", "none"] = "same"
+    weight: Positive = 1.0
+
+
+class KLConfig(Settings):
+    """Weight and temperature of Hinton's distillation term (`sweeper/losses/kl.py`)."""
+
+    weight: NonNegative = 0.0
+    temperature: Positive = 4.0
+    normalize: bool = True
+
+
+class LossSection(Settings):
+    """Weights of the three terms: ce * CE + kl.weight * KL + embedding.weight * L_embedding."""
+
+    ce: NonNegative = 1.0
+    kl: KLConfig = KLConfig()
+    embedding: SerializeAsAny[Settings] | None = None
+
+    @field_validator("embedding", mode="before")
+    @classmethod
+    def _embedding_kind(cls, value: Any) -> Settings | None:
+        """A space that sweeps over kinds has their fields side by side: those of other kinds are left out here."""
+        if value is None or value == NO_EMBEDDING or isinstance(value, Settings):
+            return None if value == NO_EMBEDDING else value
+        kinds = embedding_kinds()
+        if isinstance(value, dict) and value.get("kind", NO_EMBEDDING) == NO_EMBEDDING:
+            for key in value:
+                if key not in _any_embedding_field():
+                    known = ", ".join(sorted(_any_embedding_field()))
+                    message = (
+                        f"no loss has a setting {key!r}{nearest(str(key), _any_embedding_field())} (allowed: {known})"
+                    )
+                    raise PydanticCustomError("unknown_setting", "{message}", {"message": message, "key": key})
+            return None
+        config = of_kind("losses", value, (NO_EMBEDDING, *kinds))
+        others = _any_embedding_field() - config.model_fields.keys()
+        return config.model_validate({key: item for key, item in value.items() if key not in others})
+
+
+def embedding_kinds() -> tuple[str, ...]:
+    """What can stand at `loss.embedding.kind` besides `none`: every loss, those on logits as well."""
+    return tuple(registry.kinds("losses"))
+
+
+@cache
+def _any_embedding_field() -> frozenset[str]:
+    return frozenset(
+        field for kind in embedding_kinds() for field in registry.config_class("losses", kind).model_fields
+    )
+
+
+class TrainConfig(Settings):
+    """The optimiser's recipe: AdamW (betas 0.9, 0.999) as in METHOD section 1.
+
+    An epoch is `epoch_size` training samples where that is given, else one pass over the trial's own images. With
+    `epoch_size` every arm of a sweep sees equally many samples, however many synthetic images it adds.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 40
+    epoch_size: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Probability = 0.05
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class TrialConfig(Settings):
+    """One point of the space. `resolved` drops what cannot have an effect, so that equal trials look equal."""
+
+    teacher: str = NO_TEACHER
+    student: StudentConfig
+    synthetic: SyntheticUse = SyntheticUse()
+    loss: LossSection = LossSection()
+    train: TrainConfig = TrainConfig()
+
+    def resolved(self) -> TrialConfig:
+        """Without a teacher only cross-entropy is left, at weight 1; without images the source has no meaning."""
+        synthetic = self.synthetic if self.synthetic.ratio > 0 and self.synthetic.source else SyntheticUse()
+        loss, teacher = self.loss, self.teacher if self.needs else NO_TEACHER
+        if self._embedding_weight == 0:
+            loss = loss.model_copy(update={"embedding": None})
+        if teacher == NO_TEACHER:
+            loss = LossSection(ce=1.0)
+            synthetic = synthetic.model_copy(update={"labels": "hard"})
+        if loss.embedding is None:
+            synthetic = synthetic.model_copy(update={"embedding": "same"})
+        return self.model_copy(update={"teacher": teacher, "synthetic": synthetic, "loss": loss})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the trial reads of its teacher, as `sweeper.losses.INPUTS` names it; nothing without one."""
+        found: set[str] = set()
+        if self.teacher == NO_TEACHER:
+            return frozenset()
+        if self.loss.kl.weight > 0:
+            found |= registry.load("losses", "kl").NEEDS
+        if self._embedding_weight > 0:
+            found |= registry.load("losses", self.loss.embedding.kind).NEEDS  # type: ignore[union-attr]
+        if self.synthetic.source and self.synthetic.ratio > 0:
+            found |= {"logits"} if self.synthetic.labels == "teacher" else set()
+            found |= {"embedding"} if self.synthetic.embedding == "align_only" and self._embedding_weight else set()
+        return frozenset(found)
+
+    @property
+    def is_online(self) -> bool:
+        """The teacher runs in the loop, because a loss needs what no cache holds."""
+        return bool(self.needs & ONLINE)
+
+    @property
+    def _embedding_weight(self) -> float:
+        return float(getattr(self.loss.embedding, "weight", 0))
+
+    @property
+    def loss_name(self) -> str:
+        """The terms that count, as the `loss` column shows them: `ce+kl+align_uniform`."""
+        embedding = str(getattr(self.loss.embedding, "kind", NO_EMBEDDING))
+        counts = self._embedding_weight > 0
+        names = [("ce", self.loss.ce > 0), ("kl", self.loss.kl.weight > 0), (embedding, counts)]
+        return "+".join(name for name, used in names if used)
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> TrialConfig:
+        if self.teacher != NO_TEACHER and not self.loss_name:
+            raise ValueError("loss: every weight is 0, so that nothing would be trained")
+        return self
