@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.config import SearchConfig, SweepConfig
-from sweeper.lane import HEALTH_CHECK_INTERVAL_S, Job, LanePlan, MailboxSlot
+from sweeper.lane import HEALTH_CHECK_INTERVAL_S, Job, MailboxSlot
 from sweeper.mailbox import Mailbox, Message
+from sweeper.slots import LanePlan, plan_lanes
 
 BATCH_SIZE, EPOCH_SIZE = 64, 320
 CONFIG: dict[str, Any] = {
@@ -137,8 +138,8 @@ def train_alone(settings: dict[str, Any]) -> None:
 
     from sweeper import train
     from sweeper.batches import DataCache
-    from sweeper.trial import TrialConfig
     from sweeper.store import Store
+    from sweeper.trial import TrialConfig
 
     torch.set_num_threads(settings["threads"])
     job, name, watch = settings["job"], settings["name"], settings["watch"]
@@ -211,10 +212,10 @@ def prepare(trials: int, folder: Path) -> tuple[SweepConfig, str, Job]:
     """The sweep's configuration, a store that holds its images, and a job of its first corner."""
     from sweeper import ingest, registry
     from sweeper.batches import DataRefs
-    from sweeper.trial import TrialConfig
     from sweeper.plan import make_plan
     from sweeper.space import Space
     from sweeper.store import Store
+    from sweeper.trial import TrialConfig
 
     config = SweepConfig.model_validate({**CONFIG, "search": SearchConfig(trials=trials)})
     dataset: Any = config.dataset
@@ -262,7 +263,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import ray
 
     from sweeper.config import ResourceConfig
-    from sweeper.lane import plan_lanes
     from sweeper.session import session
 
     class Watch(Stopwatch):

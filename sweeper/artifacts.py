@@ -34,9 +34,13 @@ def build(plan: Plan, store: Store, stage: StageView) -> dict[str, Record]:
     by_kind: dict[str, list[Artifact]] = {}
     for item in missing:
         by_kind.setdefault(item.kind, []).append(item)
+    pools = {item.key: name for name, item in plan.pools.items()}
     for item in by_kind.get("images", ()):
-        with stage("images", item.units, "images") as counter:
-            ingest.build(store, item, plan.config.dataset, plan.index, progress=counter.advance)
+        name = pools.get(item.key)
+        dataset = plan.config.dataset if name is None else plan.config.pools[name]
+        index = plan.index if name is None else plan.pool_indexes[name]
+        with stage("images" if name is None else f"images ({name})", item.units, "images") as counter:
+            ingest.build(store, item, dataset, index, progress=counter.advance)
     if by_kind.get("adapt"):
         _adapt(plan, store, by_kind["adapt"], gpus, stage)
     for item in by_kind.get("synthetic", ()):

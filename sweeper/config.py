@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from sweeper.registry import Settings
 from sweeper.sections import NonNegative, Positive, of_family
-from sweeper.trial import NO_TEACHER
+from sweeper.trial import NO_POOL, NO_TEACHER
 from sweeper.views import ViewConfig
 
 TOGETHER = "+"
@@ -82,6 +82,7 @@ class SweepConfig(Settings):
     views: ViewConfig = ViewConfig()
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
     synthetic: dict[str, GeneratorConfig] = Field(default_factory=dict)
+    pools: dict[str, DatasetConfig] = Field(default_factory=dict)
     trial: dict[str, Any]
     search: SearchConfig
     finalists: FinalistConfig = FinalistConfig()
@@ -101,6 +102,17 @@ class SweepConfig(Settings):
     def _one_or_several(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("kind"), str):
             return {"default": value}
+        return value
+
+    @field_validator("pools")
+    @classmethod
+    def _no_pool_is_none(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if NO_POOL in value:
+            raise ValueError(f"{NO_POOL!r} means no pre-training and cannot name a pool")
+        size = getattr(info.data.get("dataset"), "image_size", None)
+        for name, pool in value.items():
+            if size is not None and pool.image_size != size:
+                raise ValueError(f"{name}.image_size: has to be the dataset's, {size}; given {pool.image_size}")
         return value
 
     @field_validator("teachers")

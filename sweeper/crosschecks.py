@@ -17,10 +17,12 @@ from sweeper.domain import is_same, nearest
 from sweeper.explain import Problem, model_at
 from sweeper.losses import ONLINE
 from sweeper.space import Space
-from sweeper.trial import NO_EMBEDDING, NO_TEACHER, embedding_kinds
+from sweeper.trial import NO_EMBEDDING, NO_POOL, NO_TEACHER, embedding_kinds
 
 FINITE = {
     "teacher": "each teacher is adapted and its targets are cached before the search",
+    "pretrain.pool": "the teacher's targets of a pool are cached before the search",
+    "pretrain.teacher": "each teacher is adapted and its targets are cached before the search",
     "synthetic.source": "synthetic images are made before the search",
     "synthetic.ratio": "the synthetic images of the largest ratio are made before the search",
 }
@@ -50,6 +52,10 @@ def problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown_names(space, "teacher", "teachers", teachers, NO_TEACHER)
         yield from _nothing_to_train(space)
         yield from _in_the_loop(space, tree)
+    if not unlisted & {"pretrain.pool", "pretrain.teacher"}:
+        yield from _unknown_names(space, "pretrain.pool", "pools", _names(tree.get("pools")), NO_POOL)
+        single = _names(tree.get("teachers"))
+        yield from _unknown_names(space, "pretrain.teacher", "teachers", single, NO_TEACHER)
     if not unlisted & {"synthetic.source", "synthetic.ratio"}:
         yield from _unknown_names(space, "synthetic.source", "synthetic", _names(tree.get("synthetic")), None)
         yield from _ratio_problems(space, tree)

@@ -21,6 +21,7 @@ from sweeper.registry import Settings
 
 FAMILY_OF_FIELD = {
     "dataset": "datasets",
+    "pools": "datasets",
     "teachers": "teachers",
     "synthetic": "generators",
     "scheduler": "schedulers",

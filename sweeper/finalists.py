@@ -3,7 +3,7 @@ claim.
 
 Configurations are chosen on validation alone. Each training is written down when it ends, so that a run that is killed
 goes on with what is missing. The arms keep the student and the recipe of the best finalist that has a teacher and
-synthetic images: `distilled` takes the images away, `scratch` the teacher too.
+synthetic images: `distilled` takes the images away, `scratch` the teacher too, `pretrained` is taught on a pool.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sweeper.errors import RunFailed
 from sweeper.files import write_atomically
 from sweeper.fingerprint import fingerprint
 from sweeper.lane import Job, LanePool
-from sweeper.trial import NO_TEACHER, LossSection, SyntheticUse, TrialConfig
+from sweeper.trial import NO_TEACHER, LossSection, Pretrain, SyntheticUse, TrialConfig
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,31 @@ def select(candidates: Sequence[Candidate], objectives: Mapping[Objective, Direc
 
 
 def arms(candidates: Sequence[Candidate]) -> list[Entry]:
-    """The ablation's arms, most complete first; fewer where no trial had a teacher or synthetic images."""
-    taught = [c for c in candidates if c.config.teacher != NO_TEACHER]
+    """The ablation's arms, most complete first; fewer where no trial had a teacher, synthetic images or a pool.
+
+    `distilled` and `scratch` keep the recipe of the best trial that was taught on the task; `pretrained` is the best
+    trial that was taught on a pool, whose recipe `scratch` keeps where no other was taught.
+    """
+
+    def best(of: Sequence[Candidate]) -> Candidate:
+        return max(of, key=lambda c: (c.accuracy_val, -c.gpu_hours, -c.trial))
+
+    pretrained = [c for c in candidates if c.config.pretraining is not None]
+    taught = [c for c in candidates if c.config.teacher != NO_TEACHER and c.config.pretraining is None]
     both = [c for c in taught if c.config.synthetic.ratio > 0]
-    if not taught:
-        return []
-    best = max(both or taught, key=lambda c: (c.accuracy_val, -c.gpu_hours, -c.trial))
-    distilled = best.config.model_copy(update={"synthetic": SyntheticUse()})
-    scratch = distilled.model_copy(update={"teacher": NO_TEACHER, "loss": LossSection()})
-    found = [Entry("distilled+synthetic", best.trial, best.config)] if both else []
-    found += [Entry("distilled", best.trial, distilled), Entry("scratch", best.trial, scratch)]
+    found = []
+    if both:
+        found.append(Entry("distilled+synthetic", best(both).trial, best(both).config))
+    if taught:
+        chosen = best(both or taught)
+        distilled = chosen.config.model_copy(update={"synthetic": SyntheticUse()})
+        found.append(Entry("distilled", chosen.trial, distilled))
+    if pretrained:
+        found.append(Entry("pretrained", best(pretrained).trial, best(pretrained).config))
+    if found:
+        model = found[-1] if not taught else next(entry for entry in found if entry.role == "distilled")
+        nothing = {"teacher": NO_TEACHER, "loss": LossSection(), "synthetic": SyntheticUse(), "pretrain": Pretrain()}
+        found.append(Entry("scratch", model.trial, model.config.model_copy(update=nothing)))
     return found
 
 

@@ -21,7 +21,7 @@ from sweeper.plan import Artifact, Plan
 from sweeper.space import Space, set_path
 from sweeper.store import Record, Store
 from sweeper.tables import duration
-from sweeper.trial import StudentConfig, TrialConfig
+from sweeper.trial import StudentConfig, TrainConfig, TrialConfig
 
 if TYPE_CHECKING:
     from sweeper.student import Student
@@ -198,6 +198,7 @@ class _Counted:
 def _points(space: Space) -> list[TrialConfig]:
     """Every combination of what decides a training's length, other leaves at their defaults."""
     paths = ["student", "synthetic.source", "synthetic.ratio", "train.epochs", "train.epoch_size", "train.batch_size"]
+    paths += ["pretrain.pool", "pretrain.teacher", *(f"pretrain.{path}" for path in paths if path.startswith("train."))]
     try:
         found: Iterable[dict[str, Any]] = space.joint_finite(paths, interior=True)
     except ValueError:  # more combinations than it lists: the corners stand for them
@@ -223,12 +224,19 @@ def _training_seconds(plan: Plan, points: Sequence[TrialConfig], slot: str) -> f
         forward = flops.get(fingerprint(point.student))
         if forward is None:
             continue
-        recipe = point.train
-        per_epoch = recipe.epoch_size or plan.num_train + plan.num_synthetic(point)
-        num_steps = math.ceil(per_epoch / recipe.batch_size)
-        work = forward * (BACKWARD_FACTOR * num_steps * recipe.batch_size + num_val)
-        found.append(recipe.epochs * _seconds(work, num_steps + num_val / EVALUATION_BATCH, slot))
+        total = _recipe_seconds(point.train, forward, plan.num_train + plan.num_synthetic(point), num_val, slot)
+        if point.pretraining is not None:
+            pool = plan.pools[point.pretrain.pool].units
+            total += _recipe_seconds(point.pretrain.train, forward, pool, 0, slot)
+        found.append(total)
     return math.fsum(found) / len(found) if found else None
+
+
+def _recipe_seconds(recipe: TrainConfig, forward: float, num_images: int, num_val: int, slot: str) -> float:
+    """Of all epochs, each with its validation; `forward` are the operations of the student on one image."""
+    num_steps = math.ceil((recipe.epoch_size or num_images) / recipe.batch_size)
+    work = forward * (BACKWARD_FACTOR * num_steps * recipe.batch_size + num_val)
+    return recipe.epochs * _seconds(work, num_steps + num_val / EVALUATION_BATCH, slot)
 
 
 def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> float | None:
@@ -264,7 +272,7 @@ def _search_seconds(config: SweepConfig, space: Space, training: float, shared: 
 
 
 def _local_lanes(config: SweepConfig, slot: str) -> int:
-    """Lanes that this machine holds, as `lane.plan_lanes` will find."""
+    """Lanes that this machine holds, as `slots.plan_lanes` will find."""
     resources: ResourceConfig = config.resources
     workers = resources.workers_per_trial
     num_lanes = len(os.sched_getaffinity(0)) // (resources.cpus_per_trial * workers)

@@ -53,7 +53,7 @@ def first_error(book: Study) -> str:
 
 def _common(config: TrialConfig, params: int, device: str) -> dict[str, Any]:
     return {
-        "teacher": config.teacher,
+        "teacher": config.taught_by,
         "student": config.student.model,
         "loss": config.loss_name,
         "synthetic_ratio": float(config.synthetic.ratio),

@@ -29,8 +29,8 @@ from sweeper.mailbox import Mailbox, Message
 if TYPE_CHECKING:
     import torch
 
-    from sweeper.batches import DataCache, DataRefs
-    from sweeper.config import ResourceConfig
+    from sweeper.batches import DataCache, DataRefs, TrialData
+    from sweeper.slots import LanePlan
     from sweeper.views import ViewConfig
 
 HEALTH_CHECK_INTERVAL_S = "0.2"
@@ -43,6 +43,7 @@ class Job:
 
     config: dict[str, Any]
     refs: DataRefs
+    pool: DataRefs | None = None  # what its pre-training reads, if it has one
     views: ViewConfig
     view_seed: int
     seed: int
@@ -100,16 +101,21 @@ def _run_job(job_id: str, job: Job, *, cache: DataCache, device: torch.device, m
             going_on = ray.get(mailbox.report.remote(lane, job_id, asdict(done)))
         return bool(_broadcast(going_on, num_ranks))
 
-    data = cache.trial_data(
-        job.refs,
-        needs=config.needs,
-        view_config=job.views,
-        view_seed=job.view_seed,
-        with_test=job.final,
-    )
+    def read(config: TrialConfig, refs: DataRefs) -> TrialData:
+        return cache.trial_data(
+            refs,
+            needs=config.needs,
+            view_config=job.views,
+            view_seed=job.view_seed,
+            with_test=job.final and refs is job.refs,
+        )
+
+    first = config.pretraining
+    pool = read(first, job.pool) if first is not None and job.pool is not None else None
     outcome = train.fit(
         config,
-        data,
+        read(config, job.refs),
+        pool=pool,
         seed=job.seed,
         device=device,
         report=report,
@@ -186,36 +192,6 @@ def _lane_loop(settings: dict[str, Any]) -> None:
             ray.get(mailbox.finish.remote(lane, job_id, outcome))
         if fatal is not None:  # the other ranks wait in a collective call: only a new group can go on
             raise RuntimeError(f"trial {job_id} failed on one of {num_ranks} workers: {outcome['error']}")
-
-
-@dataclass(frozen=True)
-class LanePlan:
-    """How many lanes the cluster holds, and what each takes."""
-
-    num_lanes: int
-    workers: int
-    cpus: int
-    gpus: float
-
-    @property
-    def slots(self) -> str:
-        """For the header: `2 lanes, 1 CPU each`."""
-        what = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU"
-        each = f"{self.workers} x {what}" if self.workers > 1 else what
-        return f"{self.num_lanes} lane{'s' if self.num_lanes != 1 else ''}, {each} each"
-
-
-def plan_lanes(resources: ResourceConfig, totals: dict[str, float], most: int) -> LanePlan:
-    """Lanes that fit the cluster's resources, at least one and at most `most`.
-
-    GPUs are asked for only where the cluster has any; without them a lane holds its CPUs alone.
-    """
-    gpus = resources.gpus_per_trial if totals.get("GPU", 0) > 0 else 0.0
-    fits = [totals.get("CPU", 1) // (resources.cpus_per_trial * resources.workers_per_trial)]
-    if gpus:
-        fits.append(totals["GPU"] // (gpus * resources.workers_per_trial))
-    count = max(1, min(int(min(fits)), most))
-    return LanePlan(count, resources.workers_per_trial, resources.cpus_per_trial, gpus)
 
 
 class LanePool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper import registry
@@ -60,6 +60,8 @@ class Plan:
     adapt: Mapping[str, Artifact]  # by teacher
     synthetic: Mapping[str, tuple[Artifact, ...]]  # by source, ranges in order
     targets: Mapping[tuple[str, str], Artifact]  # by (teacher, key of the image set)
+    pools: Mapping[str, Artifact] = field(default_factory=dict)  # unlabelled images, by name
+    pool_indexes: Mapping[str, DatasetIndex] = field(default_factory=dict)
 
     @property
     def num_train(self) -> int:
@@ -69,7 +71,7 @@ class Plan:
     def artifacts(self) -> list[Artifact]:
         """In the order in which they can be built."""
         ranges = [part for parts in self.synthetic.values() for part in parts]
-        return [self.images, *self.adapt.values(), *ranges, *self.targets.values()]
+        return [self.images, *self.pools.values(), *self.adapt.values(), *ranges, *self.targets.values()]
 
     def missing(self, store: Store) -> list[Artifact]:
         """Those that the store does not hold."""
@@ -93,17 +95,32 @@ class Plan:
     def uses(self, trial: TrialConfig) -> list[Use]:
         """Everything that a trial would have had to build from nothing, apart from decoding its own images."""
         sets = self.image_sets(trial)
-        used = sets[1:]
-        if trial.teacher != NO_TEACHER:
-            members = self.config.members(trial.teacher)
-            used = [*(Use(self.adapt[member], 1.0) for member in members), *used]
-            if not trial.is_online:
-                for member in members:
-                    used += [Use(self.targets[member, one.artifact.key], one.share) for one in sets]
-        return used
+        first = trial.pretraining
+        heard = [(trial, sets)]
+        if first is not None:
+            heard.append((first, [Use(self.pools[trial.pretrain.pool], 1.0)]))
+        adapted: list[Use] = []
+        targets: list[Use] = []
+        for one, seen in heard:
+            for member in self.members(one):
+                adapted.append(Use(self.adapt[member], 1.0))
+                if not one.is_online:
+                    targets += [Use(self.targets[member, use.artifact.key], use.share) for use in seen]
+        once = {use.artifact.key: use for use in adapted}
+        return [*once.values(), *sets[1:], *targets]
+
+    def members(self, trial: TrialConfig) -> tuple[str, ...]:
+        """The single teachers that a trial hears on the task."""
+        return self.config.members(trial.teacher) if trial.teacher != NO_TEACHER else ()
 
 
-def make_plan(config: SweepConfig, space: Space, index: DatasetIndex, store: Store) -> Plan:
+def make_plan(
+    config: SweepConfig,
+    space: Space,
+    index: DatasetIndex,
+    store: Store,
+    pool_indexes: Mapping[str, DatasetIndex] | None = None,
+) -> Plan:
     """Plan a sweep: which teachers and how many images of each source any point of the space can ask for.
 
     The store is only asked which index ranges of a source exist already: those are used, and a new range begins where
@@ -111,45 +128,59 @@ def make_plan(config: SweepConfig, space: Space, index: DatasetIndex, store: Sto
     """
     images = _images(config, index)
     num_train = index.split_counts()["train"]
+    points = _points(space)
     ratios: dict[str, float] = {}
-    needed: dict[tuple[str, str | None], set[str]] = {}
-    for point in _points(space):
-        source = point.synthetic.source if point.synthetic.ratio > 0 else None
-        if source:
+    for point in points:
+        if point.synthetic.source and point.synthetic.ratio > 0:
+            source = point.synthetic.source
             ratios[source] = max(ratios.get(source, 0.0), point.synthetic.ratio)
-        if point.teacher != NO_TEACHER:
-            for member in config.members(point.teacher):
-                columns = needed.setdefault((member, source), set())
-                columns |= set() if point.is_online else point.needs & COLUMNS
-    teachers = [name for name in config.teachers if any(name == teacher for teacher, _ in needed)]
-    adapt = {name: _adapt(config, name, index, images) for name in teachers}
     synthetic = {
         source: tuple(_ranges(config, source, index, round(ratio * num_train), store))
         for source, ratio in sorted(ratios.items())
     }
+    asked = {point.pretrain.pool for point in points if point.pretraining}
+    indexes = {name: found for name, found in (pool_indexes or {}).items() if name in asked}
+    pools = {name: _pool(config, name, found) for name, found in indexes.items()}
+
+    needed: dict[str, dict[str, set[str]]] = {}  # by teacher, then by key of the image set
+    for point in points:
+        sources = [images, *synthetic.get(point.synthetic.source or "", ())]
+        heard = [(point, sources)]
+        if point.pretraining is not None:
+            heard.append((point.pretraining, [pools[point.pretrain.pool]]))
+        for one, seen in heard:
+            for member in config.members(one.teacher) if one.teacher != NO_TEACHER else ():
+                sets = needed.setdefault(member, {})
+                for part in seen:
+                    sets.setdefault(part.key, set()).update(() if one.is_online else one.needs & COLUMNS)
+    teachers = [name for name in config.teachers if name in needed]
+    adapt = {name: _adapt(config, name, index, images) for name in teachers}
     targets: dict[tuple[str, str], Artifact] = {}
-    for teacher in teachers:
-        sources = {source: columns for (name, source), columns in needed.items() if name == teacher}
-        wanted = {images.key: set().union(*sources.values())}
-        for source, columns in sources.items():
-            wanted |= {part.key: columns for part in synthetic.get(source or "", ())}
-        for part in (images, *(part for parts in synthetic.values() for part in parts)):
-            if wanted.get(part.key):
+    for part in (images, *(part for parts in synthetic.values() for part in parts), *pools.values()):
+        for teacher in teachers:
+            if columns := needed[teacher].get(part.key):
                 units = num_train if part is images else part.units
-                targets[teacher, part.key] = _targets(
-                    config, teacher, adapt[teacher], part, units, wanted[part.key], store
-                )
-    return Plan(config, index, images, adapt, synthetic, targets)
+                targets[teacher, part.key] = _targets(config, teacher, adapt[teacher], part, units, columns, store)
+    ordered = {pair: targets[pair] for name in teachers for pair in targets if pair[0] == name}
+    return Plan(config, index, images, adapt, synthetic, ordered, pools, indexes)
 
 
 def _points(space: Space) -> list[TrialConfig]:
     """Every combination of what decides which artifacts a trial reads, resolved, other leaves inside their ranges."""
-    paths = ["teacher", "synthetic", "loss.kl.weight", "loss.embedding.kind", "loss.embedding.weight"]
+    terms = ["loss.kl.weight", "loss.embedding.kind", "loss.embedding.weight"]
+    paths = [
+        "teacher",
+        "synthetic",
+        *terms,
+        "pretrain.pool",
+        "pretrain.teacher",
+        *(f"pretrain.{path}" for path in terms),
+    ]
     found = []
     for values in space.joint_finite(paths, interior=True):
         tree: dict[str, Any] = {"student": {"model": "any"}}
         for path, value in values.items():
-            if path != "loss.embedding.weight" or "loss.embedding.kind" in values:
+            if not path.endswith("embedding.weight") or path.replace("weight", "kind") in values:
                 set_path(tree, path, value)
         found.append(TrialConfig.model_validate(tree).resolved())
     return found
@@ -159,6 +190,11 @@ def _images(config: SweepConfig, index: DatasetIndex) -> Artifact:
     size = config.dataset.image_size  # type: ignore[attr-defined]
     spec = {"content": index.content, "image_size": size, "class_names": list(index.class_names)}
     return artifact("images", spec, config.name, len(index))
+
+
+def _pool(config: SweepConfig, name: str, index: DatasetIndex) -> Artifact:
+    size = config.pools[name].image_size  # type: ignore[attr-defined]
+    return artifact("images", {"content": index.content, "image_size": size, "class_names": []}, name, len(index))
 
 
 def _identity(family: str, config: Any) -> dict[str, Any]:

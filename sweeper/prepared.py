@@ -8,13 +8,14 @@ from typing import Any
 
 from sweeper import registry, spacefile
 from sweeper.datasets import DatasetIndex
+from sweeper.errors import InputError
 from sweeper.fingerprint import fingerprint
 from sweeper.forecast import Forecast
 from sweeper.plan import Plan, make_plan
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Store
-from sweeper.trial import TrialConfig
+from sweeper.trial import NO_POOL, TrialConfig
 
 RUN_ID_LENGTH = 10
 
@@ -52,11 +53,22 @@ def prepare(space: SpaceFile, options: Options) -> Prepared:
     config = space.config
     dataset: Any = config.dataset
     index: DatasetIndex = registry.load("datasets", dataset.kind).index(dataset, config.seed)
+    if not index.class_names:
+        raise InputError(
+            f"dataset.kind: {dataset.kind!r} has no labels, and can stand under `pools:` only "
+            f"({space.origin('dataset.kind')})"
+        )
+    asked = [name for name in space.space.finite("pretrain.pool", NO_POOL) if name != NO_POOL]
+    pools: dict[str, DatasetIndex] = {}
+    for name in asked:
+        pool: Any = config.pools[name]
+        pools[name] = registry.load("datasets", pool.kind).index(pool, config.seed)
     store = Store(options.store)
     identity = {"space": spacefile.identity(config), "data": index.content}
+    identity |= {"pools": {name: found.content for name, found in pools.items()}} if pools else {}
     run_id = fingerprint(identity)[:RUN_ID_LENGTH]
     folder = RunFolder(Path(options.results) / config.name / run_id)
-    return Prepared(space, make_plan(config, space.space, index, store), store, folder)
+    return Prepared(space, make_plan(config, space.space, index, store, pools), store, folder)
 
 
 def header(prepared: Prepared, expected: Forecast) -> list[str]:
@@ -69,6 +81,8 @@ def header(prepared: Prepared, expected: Forecast) -> list[str]:
         f"  data       {counts['train']} train, {counts['val']} val, {counts['test']} test images, "
         f"{len(plan.index.class_names)} classes",
     ]
+    for name, pool in plan.pools.items():
+        lines.append(f"  pool       {pool.units:,} unlabelled images ({name})")
     for kind, title in (("adapt", "teachers"), ("synthetic", "synthetic"), ("targets", "targets")):
         items = [item for item in plan.artifacts() if item.kind == kind]
         if items:

@@ -120,7 +120,7 @@ class FinalRow:
     gpu_hours_amortized: float
     params: int
     device: str
-    role: Literal["front", "scratch", "distilled", "distilled+synthetic"] = "front"
+    role: Literal["front", "scratch", "distilled", "distilled+synthetic", "pretrained"] = "front"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> Record:

@@ -60,7 +60,7 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
     """The part that needs Ray, which a finished run and a user's mistake never import."""
     import ray
 
-    from sweeper import artifacts, harvest, lane
+    from sweeper import artifacts, harvest, lane, slots
     from sweeper.forecast import forecast
     from sweeper.session import session
     from sweeper.sweep import Sweep
@@ -81,7 +81,7 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
         records = artifacts.build(plan, prepared.store, stage)
         _report(plan, records, console)
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)
-        lanes = lane.plan_lanes(config.resources, ray.cluster_resources(), most)
+        lanes = slots.plan_lanes(config.resources, ray.cluster_resources(), most)
         with lane.lanes(lanes, prepared.store.uri, work) as pool:
             sweep = Sweep(prepared, records, pool, console)
             book = sweep.search(work)

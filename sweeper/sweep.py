@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,26 +16,42 @@ from sweeper.plan import Plan, artifact_uses
 from sweeper.prepared import Prepared
 from sweeper.store import Record
 from sweeper.study import Study
-from sweeper.trial import NO_TEACHER, TrialConfig
+from sweeper.trial import TrialConfig
 
 
 def data_refs(plan: Plan, trial: TrialConfig) -> DataRefs:
-    """Keys of the artifacts that a trial's training reads."""
+    """Keys of the artifacts that a trial's training on the task reads."""
     sets = [use.artifact.key for use in plan.image_sets(trial)]
-    members = plan.config.members(trial.teacher) if trial.teacher != NO_TEACHER else ()
     return DataRefs(
         images=sets[0],
         synthetic=tuple(sets[1:]),
         num_synthetic=plan.num_synthetic(trial),
-        teachers=tuple(
-            TeacherRefs(
-                adapt=plan.adapt[member].key,
-                config=plan.config.teachers[member],
-                targets=() if trial.is_online else tuple(plan.targets[member, key].key for key in sets),
-            )
-            for member in members
-        ),
+        teachers=_teacher_refs(plan, trial, sets),
         is_separate=plan.config.embeds_separately(trial.teacher),
+    )
+
+
+def pool_refs(plan: Plan, trial: TrialConfig) -> DataRefs | None:
+    """Keys of the artifacts that its pre-training reads; None without one."""
+    first = trial.pretraining
+    if first is None:
+        return None
+    images = plan.pools[trial.pretrain.pool].key
+    return DataRefs(
+        images=images,
+        teachers=_teacher_refs(plan, first, [images]),
+        is_separate=plan.config.embeds_separately(first.teacher),
+    )
+
+
+def _teacher_refs(plan: Plan, trial: TrialConfig, sets: Sequence[str]) -> tuple[TeacherRefs, ...]:
+    return tuple(
+        TeacherRefs(
+            adapt=plan.adapt[member].key,
+            config=plan.config.teachers[member],
+            targets=() if trial.is_online else tuple(plan.targets[member, key].key for key in sets),
+        )
+        for member in plan.members(trial)
     )
 
 
@@ -56,6 +72,7 @@ class Sweep:
         return Job(
             config=trial.model_dump(mode="json"),
             refs=data_refs(self.plan, trial),
+            pool=pool_refs(self.plan, trial),
             views=self.config.views,
             view_seed=self.config.seed,
             seed=seed,
@@ -134,4 +151,4 @@ class _Follow:
 def label(config: TrialConfig) -> str:
     """A configuration in a few words."""
     synthetic = f" +{config.synthetic.ratio:g}x {config.synthetic.source}" if config.synthetic.ratio else ""
-    return f"{config.teacher} > {config.student.model}, {config.loss_name}{synthetic}"
+    return f"{config.taught_by} > {config.student.model}, {config.loss_name}{synthetic}"

@@ -10,24 +10,22 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from sweeper import student as students
-from sweeper.batches import BatchStream, TrialData
+from sweeper.batches import BatchStream, ImageSplit, TrialData
+from sweeper.checkpoints import Checkpoints, Slot, state_of
 from sweeper.evaluate import accuracy
 from sweeper.objective import Objective
 from sweeper.trial import TrialConfig
 
 BETAS = (0.9, 0.999)
-# A checkpoint may cost this share of the training time, and is not written more often than once a second.
-CHECKPOINT_SHARE = 0.02
-CHECKPOINT_INTERVAL_S = 1.0
 
 
 class TrialFailed(Exception):
@@ -55,15 +53,8 @@ class Outcome:
     accuracy_test: float | None
     train_seconds: float
     params: int
+    pretrain_seconds: float = 0.0  # of `train_seconds`
     model: dict[str, bytes] = field(default_factory=dict)
-
-
-class Slot(Protocol):
-    """Where a trial's last checkpoint lies."""
-
-    def load(self) -> bytes | None: ...
-
-    def save(self, state: bytes) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,8 +79,19 @@ def learning_rate_factor(step: int, num_steps: int, warmup: float, schedule: str
 class Trainer:
     """State of one trial: model, optimiser, progress. `fit` drives it; its state can be carried over a restart."""
 
-    def __init__(self, config: TrialConfig, data: TrialData, *, seed: int, device: torch.device, world: World) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: TrialData,
+        *,
+        seed: int,
+        device: torch.device,
+        world: World,
+        is_first: bool = False,
+    ) -> None:
+        entered = time.perf_counter()
         torch.manual_seed(seed)
+        self.is_first = is_first  # of two trainings
         self.config, self.data, self.device, self.world = config, data, device, world
         recipe = config.train
         student = students.build(config.student, len(data.class_names), data.image_size, seed).to(device)
@@ -111,8 +113,24 @@ class Trainer:
         self.num_steps = self.steps_per_epoch * recipe.epochs
         self.epoch = 0
         self.seconds = 0.0
+        self.pretrain_seconds = 0.0
         self.last_loss = math.nan
         self.last_accuracy = math.nan
+        self.seconds = (self.synchronised() - entered) * world.num_ranks  # making a model holds the device too
+
+    def go_on_from(self, first: Trainer) -> None:
+        """Take over the student of the pre-training, and what it cost."""
+        self.student.load_state_dict(first.student.state_dict())
+        self.seconds += first.seconds
+        self.pretrain_seconds = first.seconds
+
+    def timed_epoch(self, val: ImageSplit | None = None) -> None:
+        """One epoch and, on the task, its validation; their device-seconds are those of all ranks."""
+        started = self.synchronised()
+        self.run_epoch()
+        if val is not None:
+            self.last_accuracy = accuracy(self.student, val)
+        self.seconds += (self.synchronised() - started) * self.world.num_ranks
 
     def run_epoch(self) -> None:
         """One epoch of steps; raises TrialFailed when the loss is not finite."""
@@ -149,6 +167,8 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "epoch": self.epoch,
                 "seconds": self.seconds,
+                "pretrain_seconds": self.pretrain_seconds,
+                "is_first": self.is_first,
                 "loss": self.last_loss,
                 "accuracy": self.last_accuracy,
                 "rng": torch.get_rng_state(),
@@ -158,13 +178,13 @@ class Trainer:
         )
         return buffer.getvalue()
 
-    def load_state(self, state: bytes) -> None:
-        """Take up the state that `state_bytes` gave."""
-        saved = torch.load(io.BytesIO(state), map_location=self.device, weights_only=True)
+    def load_state(self, saved: Mapping[str, Any]) -> None:
+        """Take up the state that `state_bytes` gave and `state_of` read."""
         self.objective.load_state_dict(saved["objective"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.epoch = saved["epoch"]
         self.seconds += saved["seconds"]  # making this one is paid as well
+        self.pretrain_seconds = saved["pretrain_seconds"]
         self.last_loss, self.last_accuracy = saved["loss"], saved["accuracy"]
         torch.set_rng_state(saved["rng"].cpu())
         if self.device.type == "cuda":
@@ -189,6 +209,7 @@ def fit(
     device: torch.device,
     report: Callable[[EpochReport], bool],
     slot: Slot,
+    pool: TrialData | None = None,
     world: World | None = None,
     with_test: bool = False,
     keep_model: bool = True,
@@ -197,46 +218,63 @@ def fit(
 
     Args:
         config: a resolved point of the space.
-        report: told after each epoch; False asks the loop to stop.
+        report: told after each epoch on the task; False asks the loop to stop.
         slot: where checkpoints go; saved after an epoch when that costs little.
+        pool: what `config.pretraining` is trained on first, if there is such.
         with_test: evaluate the finished student once on the test split (finalists only).
 
     Raises:
         TrialFailed: the loss is not finite.
     """
     world = world or World()
-    entered = time.perf_counter()
+    checkpoints = Checkpoints(slot, world.rank)
+    state = slot.load()
+    saved = None if state is None else state_of(state, device)
     trainer = Trainer(config, data, seed=seed, device=device, world=world)
-    val = data.val.to(device)
-    trainer.seconds = (trainer.synchronised() - entered) * world.num_ranks  # making a model holds the device too
-    saved = slot.load()
-    if saved is not None:
+    if pool is not None and (saved is None or saved["is_first"]):
+        pool = replace(pool, class_names=data.class_names)  # the student keeps its classifier
+        trainer.go_on_from(_pretrained(config, pool, seed, device, world, saved, checkpoints))
+    elif saved is not None:
         trainer.load_state(saved)
-    state, saved_at, save_cost = "completed", time.perf_counter(), 0.0
+    val = data.val.to(device)
+    how = "completed"
     while trainer.epoch < config.train.epochs:
-        started = trainer.synchronised()
-        trainer.run_epoch()
-        trainer.last_accuracy = accuracy(trainer.student, val)
-        trainer.seconds += (trainer.synchronised() - started) * world.num_ranks
+        trainer.timed_epoch(val)
         going_on = report(trainer.report())
         if not going_on and trainer.epoch < config.train.epochs:
-            state = "stopped"
+            how = "stopped"
             break
-        since = time.perf_counter() - saved_at
-        due = since >= max(CHECKPOINT_INTERVAL_S, save_cost / CHECKPOINT_SHARE)
-        if due and world.rank == 0 and trainer.epoch < config.train.epochs:
-            began = time.perf_counter()
-            slot.save(trainer.state_bytes())
-            saved_at = time.perf_counter()
-            save_cost = saved_at - began
+        checkpoints.after_epoch(trainer.epoch, config.train.epochs, trainer.state_bytes)
     test = accuracy(trainer.student, data.test.to(device)) if with_test and data.test is not None else None
     exported = students.export(trainer.student, data.class_names) if keep_model and world.rank == 0 else {}
     return Outcome(
-        state=state,
+        state=how,
         epochs=trainer.epoch,
         accuracy_val=trainer.last_accuracy,
         accuracy_test=test,
         train_seconds=trainer.seconds,
         params=trainer.student.num_parameters,
+        pretrain_seconds=trainer.pretrain_seconds,
         model=exported,
     )
+
+
+def _pretrained(
+    config: TrialConfig,
+    pool: TrialData,
+    seed: int,
+    device: torch.device,
+    world: World,
+    saved: Mapping[str, Any] | None,
+    checkpoints: Checkpoints,
+) -> Trainer:
+    """The first of two trainings, brought to its end; without reports, since there is nothing to validate on."""
+    first = config.pretraining
+    assert first is not None
+    trainer = Trainer(first, pool, seed=seed, device=device, world=world, is_first=True)
+    if saved is not None:
+        trainer.load_state(saved)
+    while trainer.epoch < first.train.epochs:
+        trainer.timed_epoch()
+        checkpoints.after_epoch(trainer.epoch, first.train.epochs, trainer.state_bytes)
+    return trainer

@@ -19,6 +19,7 @@ from sweeper.sections import NonNegative, Positive, Probability, of_kind
 
 NO_TEACHER = "none"
 NO_EMBEDDING = "none"
+NO_POOL = "none"
 
 
 def _without_alias(value: Any) -> Any:
@@ -58,10 +59,9 @@ class KLConfig(Settings):
     normalize: bool = True
 
 
-class LossSection(Settings):
-    """Weights of the three terms: ce * CE + kl.weight * KL + embedding.weight * L_embedding."""
+class Distillation(Settings):
+    """The terms of a loss that need no label: kl.weight * KL + embedding.weight * L_embedding."""
 
-    ce: NonNegative = 1.0
     kl: KLConfig = KLConfig()
     embedding: SerializeAsAny[Settings] | None = None
 
@@ -84,6 +84,12 @@ class LossSection(Settings):
         config = of_kind("losses", value, (NO_EMBEDDING, *kinds))
         others = _any_embedding_field() - config.model_fields.keys()
         return config.model_validate({key: item for key, item in value.items() if key not in others})
+
+
+class LossSection(Distillation):
+    """Weights of the three terms: ce * CE + kl.weight * KL + embedding.weight * L_embedding."""
+
+    ce: NonNegative = 1.0
 
 
 def embedding_kinds() -> tuple[str, ...]:
@@ -115,6 +121,24 @@ class TrainConfig(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
+class Pretrain(Settings):
+    """Distillation on an unlabelled pool before the training on the task: KDEP (He et al. 2022) by default.
+
+    `pool` is named under `pools:`; the student then goes on with the task's images and losses, its weights kept.
+    """
+
+    pool: str = NO_POOL
+    teacher: str | None = None
+    loss: Distillation = Field(default={"embedding": {"kind": "kdep"}}, validate_default=True)
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> Pretrain:
+        if self.pool != NO_POOL and self.teacher in (None, NO_TEACHER):
+            raise ValueError("pretrain: needs `teacher:`, a name under `teachers:`, for its pool has no labels")
+        return self
+
+
 class TrialConfig(Settings):
     """One point of the space. `resolved` drops what cannot have an effect, so that equal trials look equal."""
 
@@ -123,6 +147,7 @@ class TrialConfig(Settings):
     synthetic: SyntheticUse = SyntheticUse()
     loss: LossSection = LossSection()
     train: TrainConfig = TrainConfig()
+    pretrain: Pretrain = Pretrain()
 
     def resolved(self) -> TrialConfig:
         """Without a teacher only cross-entropy is left, at weight 1; without images the source has no meaning."""
@@ -135,7 +160,25 @@ class TrialConfig(Settings):
             synthetic = synthetic.model_copy(update={"labels": "hard"})
         if loss.embedding is None:
             synthetic = synthetic.model_copy(update={"embedding": "same"})
-        return self.model_copy(update={"teacher": teacher, "synthetic": synthetic, "loss": loss})
+        pretrain = self.pretrain if self.pretraining is not None else Pretrain()
+        changed = {"teacher": teacher, "synthetic": synthetic, "loss": loss, "pretrain": pretrain}
+        return self.model_copy(update=changed)
+
+    @property
+    def pretraining(self) -> TrialConfig | None:
+        """The first of two trainings as a configuration of its own; None where the task is all."""
+        first = self.pretrain
+        if first.pool == NO_POOL or first.teacher is None:
+            return None
+        loss = LossSection(ce=0.0, kl=first.loss.kl, embedding=first.loss.embedding)
+        return TrialConfig(teacher=first.teacher, student=self.student, loss=loss, train=first.train)
+
+    @property
+    def taught_by(self) -> str:
+        """Every teacher that the trial hears, as the `teacher` column shows it."""
+        names = [self.pretrain.teacher if self.pretraining else None, self.teacher]
+        named = [name for name in names if name and name != NO_TEACHER]
+        return " > ".join(dict.fromkeys(named)) or NO_TEACHER
 
     @property
     def needs(self) -> frozenset[str]:
@@ -167,7 +210,8 @@ class TrialConfig(Settings):
         embedding = str(getattr(self.loss.embedding, "kind", NO_EMBEDDING))
         counts = self._embedding_weight > 0
         names = [("ce", self.loss.ce > 0), ("kl", self.loss.kl.weight > 0), (embedding, counts)]
-        return "+".join(name for name, used in names if used)
+        task = "+".join(name for name, used in names if used)
+        return f"{self.pretraining.loss_name}@{self.pretrain.pool} > {task}" if self.pretraining else task
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> TrialConfig:

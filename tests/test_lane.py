@@ -21,7 +21,8 @@ from sweeper import train
 from sweeper.batches import DataCache
 from sweeper.config import ResourceConfig
 from sweeper.errors import RunFailed
-from sweeper.lane import Job, LanePlan, LanePool, lanes, plan_lanes, reason_of
+from sweeper.lane import Job, LanePool, lanes, reason_of
+from sweeper.slots import LanePlan, plan_lanes
 from sweeper.trial import TrialConfig
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ LAYERS: tuple[set[str], ...] = (
     {"cli", "zoo.make", "zoo._classifiers", "zoo._diffusion"},  # zoo.make is a script of its own
     {"run", "sweep", "prepared", "pairs", "artifacts", "harvest", "session"},
     {"search", "study", "results", "archive", "report", "rows", "provenance"},
-    {"lane", "mailbox", "finalists"},
-    {"train", "objective", "forecast"},
+    {"lane", "slots", "mailbox", "finalists"},
+    {"train", "objective", "checkpoints", "forecast"},
     {"targets", "synthesize", "ingest", "adapt", "adapted", "shards", "batches", "sources", "student"}
     | {"architecture", "evaluate"},
     {"plan", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config", "trial", "sections"},
@@ -45,7 +45,7 @@ HOMES = {
     "matplotlib": {"report"},
 }
 WITHOUT_RAY = {"train", "objective", "losses", "views", "taps", "student", "batches", "sources", "evaluate"}
-WITHOUT_RAY |= {"teachers", "generators"}
+WITHOUT_RAY |= {"checkpoints", "teachers", "generators"}
 CONFIG_TO_TRAIN = ["config imports train, which is above it"]
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 60

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load as load_tensors
 from samples import ALL_TERMS, MemorySlot, always, trial_config, trial_data
 
-from sweeper import train
+from sweeper import checkpoints, train
 from sweeper.batches import TrialData
+from sweeper.checkpoints import state_of
 from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit, learning_rate_factor
 from sweeper.trial import SyntheticUse, TrialConfig
 
@@ -107,7 +108,7 @@ class TestRepeatable:
         losses = []
         for spoil in (False, False, True):
             other = trainer_of(trial_config(epochs=2, model_args=DROPOUT), UNTAUGHT)
-            other.load_state(saved)
+            other.load_state(state_of(saved, CPU))
             if spoil:
                 torch.manual_seed(99)
             other.run_epoch()
@@ -128,8 +129,8 @@ class TestRepeatable:
         assert same(outcome, run(config, UNTAUGHT, with_test=True))
 
     def test_checkpoints_come_as_often_as_they_may(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(train, "CHECKPOINT_INTERVAL_S", 0.0)
-        monkeypatch.setattr(train, "CHECKPOINT_SHARE", math.inf)
+        monkeypatch.setattr(checkpoints, "CHECKPOINT_INTERVAL_S", 0.0)
+        monkeypatch.setattr(checkpoints, "CHECKPOINT_SHARE", math.inf)
         epochs: list[int] = []
 
         class Watching(MemorySlot):
@@ -138,13 +139,13 @@ class TestRepeatable:
 
         def trainer_state(state: bytes) -> dict[str, Any]:
             trainer = trainer_of(config, UNTAUGHT)
-            trainer.load_state(state)
+            trainer.load_state(state_of(state, CPU))
             return {"epoch": trainer.epoch}
 
         config = trial_config(epochs=3, epoch_size=6)
         run(config, UNTAUGHT, slot=Watching())
         assert epochs == [1, 2], "none after the last epoch, whose outcome is about to be told"
-        monkeypatch.setattr(train, "CHECKPOINT_INTERVAL_S", 1e6)
+        monkeypatch.setattr(checkpoints, "CHECKPOINT_INTERVAL_S", 1e6)
         run(config, UNTAUGHT, slot=Watching())
         assert epochs == [1, 2]
 
@@ -240,7 +241,7 @@ class TestCheckpoint:
         trainer.run_epoch()
         assert all(not torch.equal(before[name], value) for name, value in own.items())
         other = trainer_of(config, TAUGHT)
-        other.load_state(trainer.state_bytes())
+        other.load_state(state_of(trainer.state_bytes(), CPU))
         for name, value in trainer.objective.state_dict().items():
             assert torch.equal(other.objective.state_dict()[name], value)
         exported = load_tensors(run(config, TAUGHT).model["model.safetensors"])

@@ -78,8 +78,19 @@ def decode(config: Config, sources: Sequence[str]) -> list[Image.Image | Excepti
 def foundation() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """The pool of the embedded teachers and generator: uint8 [1000, 8, 8, 3] images and int64 [1000] labels."""
     images, labels = _digits()
-    rows = _fixed_split()["foundation"]
+    rows = foundation_rows()
     return images[rows], labels[rows]
+
+
+def foundation_rows() -> npt.NDArray[np.int64]:
+    """Rows of `load_digits` that belong to the foundation pool, sorted."""
+    return _fixed_split()["foundation"]
+
+
+def images_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """uint8 [len(rows), 8, 8, 3]."""
+    found: npt.NDArray[np.uint8] = _digits()[0][rows]
+    return found
 
 
 @cache

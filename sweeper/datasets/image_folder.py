@@ -57,7 +57,7 @@ def index(config: Config, seed: int) -> DatasetIndex:
     """
     root = Path(config.root).expanduser()
     where = f"dataset.root: {config.root}"
-    _check_root(root, where)
+    check_root(root, where, "give a folder of class folders")
     parts = _split_folders(root, config, where)
     names = _class_names(root, parts, config, where)
 
@@ -65,15 +65,15 @@ def index(config: Config, seed: int) -> DatasetIndex:
     files: list[tuple[str, int, str]] = []  # relative path, label, split
     for split, folder in (parts or {"train": root}).items():
         for child in _subfolders(folder):
-            for file in _images(child, config):
-                files.append((_relative(file, root, where), numbers[child.name], split))
+            for file in images_below(child, config.extensions):
+                files.append((relative_name(file, root, where), numbers[child.name], split))
     files.sort()
     sample_ids = [file[0] for file in files]
     labels = np.asarray([file[1] for file in files], dtype=np.int64)
     splits = complete_splits([file[2] for file in files], labels, config.fractions, seed, names, where)
     sources = [str((root / sample_id).absolute()) for sample_id in sample_ids]
     with ThreadPoolExecutor(HASH_THREADS) as threads:
-        digests = list(threads.map(_digest, sources))
+        digests = list(threads.map(digest, sources))
     samples = list(zip(sample_ids, digests, labels.tolist(), splits, strict=True))
     content = fingerprint({"class_names": names, "samples": samples})
     return DatasetIndex(tuple(names), sample_ids, labels, splits, sources, content)
@@ -81,10 +81,11 @@ def index(config: Config, seed: int) -> DatasetIndex:
 
 def decode(config: Config, sources: Sequence[str]) -> list[Image.Image | Exception]:
     """RGB images in the order of `sources` (absolute paths); an unreadable one is its exception."""
-    return [_decode_file(source) for source in sources]
+    return [decode_file(source) for source in sources]
 
 
-def _decode_file(path: str) -> Image.Image | Exception:
+def decode_file(path: str) -> Image.Image | Exception:
+    """One image, or why it can not be read."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -92,18 +93,15 @@ def _decode_file(path: str) -> Image.Image | Exception:
     return decode_image(data)
 
 
-def _check_root(root: Path, where: str) -> None:
+def check_root(root: Path, where: str, hint: str) -> None:
+    """Refuse what is no folder, or an empty one."""
     if not root.exists():
         near = next((parent for parent in root.absolute().parents if parent.is_dir()), None)
-        raise InputError(
-            f"{where}: no such folder (the nearest one that exists is {near}); give a folder of class folders"
-        )
+        raise InputError(f"{where}: no such folder (the nearest one that exists is {near}); {hint}")
     if not root.is_dir():
-        raise InputError(
-            f"{where}: is a file; give a folder of class folders, or use `kind: parquet` for parquet files"
-        )
+        raise InputError(f"{where}: is a file; {hint}, or use `kind: parquet` for parquet files")
     if not any(not _hidden(name) for name in os.listdir(root)):
-        raise InputError(f"{where}: the folder is empty; expected one sub-folder a class, with images inside")
+        raise InputError(f"{where}: the folder is empty; {hint}")
 
 
 def _split_folders(root: Path, config: Config, where: str) -> dict[str, Path]:
@@ -134,7 +132,7 @@ def _split_folders(root: Path, config: Config, where: str) -> dict[str, Path]:
     if "train" not in found:
         raise InputError(f"{where}: found {', '.join(f.name for f in found.values())} but no train folder; add train/")
     for split, folder in found.items():
-        if not any(True for child in _subfolders(folder) for _ in _images(child, config)):
+        if not any(True for child in _subfolders(folder) for _ in images_below(child, config.extensions)):
             raise InputError(
                 f"{where}: the folder {folder.name} holds no image ({', '.join(config.extensions)}); "
                 f"add some, or remove it{'' if split == 'train' else f' to have {split} split off train'}"
@@ -153,7 +151,7 @@ def _class_names(root: Path, parts: dict[str, Path], config: Config, where: str)
                 f"{where}: images lie directly in the folder and have no class; {hint}: sort them into folders"
             )
         raise InputError(f"{where}: no sub-folders; {hint}")
-    if not any(True for name in names for _ in _images(train / name, config)):
+    if not any(True for name in names for _ in images_below(train / name, config.extensions)):
         seen = sorted({Path(file).suffix.lower() or "no extension" for _, _, some in os.walk(train) for file in some})
         raise InputError(
             f"{where}: no image in {shorten(names)}; found {shorten(seen) or 'no file at all'}, allowed are "
@@ -164,7 +162,7 @@ def _class_names(root: Path, parts: dict[str, Path], config: Config, where: str)
     return names
 
 
-def _images(folder: Path, config: Config) -> Iterator[Path]:
+def images_below(folder: Path, extensions: Sequence[str]) -> Iterator[Path]:
     """Image files below a folder, through symbolic links but for those that lead back to where they came from."""
     real = {str(folder): frozenset([os.path.realpath(folder)])}
     for current, folders, files in os.walk(folder, followlinks=True):
@@ -176,15 +174,15 @@ def _images(folder: Path, config: Config) -> Iterator[Path]:
                 kept.append(name)
                 real[os.path.join(current, name)] = above | {target}
         folders[:] = kept
-        yield from (Path(current, name) for name in files if _is_image(name, config))
+        yield from (Path(current, name) for name in files if _is_image(name, extensions))
 
 
 def _has_direct_image(folder: Path, config: Config) -> bool:
-    return any(_is_image(entry.name, config) and not entry.is_dir() for entry in os.scandir(folder))
+    return any(_is_image(entry.name, config.extensions) and not entry.is_dir() for entry in os.scandir(folder))
 
 
-def _is_image(name: str, config: Config) -> bool:
-    return not _hidden(name) and name.lower().endswith(config.extensions)
+def _is_image(name: str, extensions: Sequence[str]) -> bool:
+    return not _hidden(name) and name.lower().endswith(tuple(extensions))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -198,7 +196,8 @@ def _hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX"))
 
 
-def _relative(file: Path, root: Path, where: str) -> str:
+def relative_name(file: Path, root: Path, where: str) -> str:
+    """The path below the root, with slashes, which is a sample's id."""
     name = file.relative_to(root).as_posix()
     try:
         name.encode()
@@ -207,7 +206,7 @@ def _relative(file: Path, root: Path, where: str) -> str:
     return name
 
 
-def _digest(path: str) -> str:
+def digest(path: str) -> str:
     """Of the bytes; a file that cannot be read has a digest too, since decoding it counts and lists it."""
     try:
         return file_sha256(path)

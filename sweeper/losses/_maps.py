@@ -78,7 +78,7 @@ def spatial_pairs(context: LossContext, kind: str) -> list[int]:
     if not found:
         sizes = ", ".join(f"{s.height} x {s.width} and {t.height} x {t.width}" for s, t in shapes)
         raise InputError(
-            f"loss.embedding.kind: {kind} compares where maps are active, so that a pair must have more than one pixel "
+            f"{kind} compares where maps are active, so that a pair must have more than one pixel "
             f"in common, and those of this student and teacher have {sizes}; use larger images or another loss"
         )
     return found

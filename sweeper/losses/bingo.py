@@ -84,7 +84,7 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     pool_NT = given(context.pool().embedding_NT, "pool's embeddings")
     if len(pool_NT) < 2:
         raise InputError(
-            "loss.embedding.kind: bingo compares an image with its neighbours, and the training pool has "
+            "bingo compares an image with its neighbours, and the training pool has "
             f"{len(pool_NT)} image; use more images or another loss"
         )
     loss = Float32Loss(

@@ -111,6 +111,14 @@ def _negatives(loss: nn.Module, inputs: LossInputs, num_drawn: int) -> tuple[Ten
     return order_N[place_BJ], valid_B
 
 
+def _move(bank_NP: Tensor, index_B: Tensor, z_BP: Tensor, momentum: float) -> None:
+    """Move a batch's rows of a bank towards its vectors, in place."""
+    from torch.nn import functional as F
+
+    mixed_BP = momentum * bank_NP[index_B] + (1 - momentum) * z_BP
+    bank_NP.index_copy_(0, index_B, F.normalize(mixed_BP, dim=1))
+
+
 def build(config: Config, context: LossContext) -> Float32Loss:
     """L = NCE of the student's vectors in the teacher's bank + NCE of the teacher's vectors in the student's bank.
 
@@ -127,7 +135,6 @@ def build(config: Config, context: LossContext) -> Float32Loss:
         InputError: a pool of one image has no negatives.
     """
     import torch
-    from torch.nn import functional as F
 
     from sweeper.losses._module import Float32Loss, projected, projector
 
@@ -135,7 +142,7 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     num_drawn = min(config.negatives, num_images - 1)
     if num_drawn < 1:
         raise InputError(
-            "loss.embedding.kind: crd compares an image with others, and the training pool has "
+            "crd compares an image with others, and the training pool has "
             f"{num_images} image; use more images or another loss"
         )
 
@@ -149,11 +156,6 @@ def build(config: Config, context: LossContext) -> Float32Loss:
             log_z.copy_(estimate)
         return nce(score_BJ, valid_B, estimate, num_images)
 
-    @torch.no_grad()
-    def move(bank_NP: Tensor, index_B: Tensor, z_BP: Tensor) -> None:
-        mixed_BP = config.momentum * bank_NP[index_B] + (1 - config.momentum) * z_BP
-        bank_NP.index_copy_(0, index_B, F.normalize(mixed_BP, dim=1))
-
     def formula(loss: nn.Module, inputs: LossInputs) -> Tensor:
         student_BP, teacher_BP = projected(loss, inputs)
         negative_BJ, valid_B = _negatives(loss, inputs, num_drawn)
@@ -162,8 +164,8 @@ def build(config: Config, context: LossContext) -> Float32Loss:
             loss, teacher_BP, "student", image_BJ, valid_B
         )
         if loss.training:
-            move(loss.get_buffer("student_bank_NP"), inputs.index_B, student_BP)
-            move(loss.get_buffer("teacher_bank_NP"), inputs.index_B, teacher_BP)
+            _move(loss.get_buffer("student_bank_NP"), inputs.index_B, student_BP.detach(), config.momentum)
+            _move(loss.get_buffer("teacher_bank_NP"), inputs.index_B, teacher_BP.detach(), config.momentum)
         return total
 
     parts = {

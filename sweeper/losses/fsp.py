@@ -60,7 +60,7 @@ def check(_: Config, context: LossContext) -> None:
     """
     if len(context.student_maps) < 2:
         raise InputError(
-            "loss.embedding.kind: fsp compares how one map leads to the next and needs at least 2 pairs of maps, got "
+            "fsp compares how one map leads to the next and needs at least 2 pairs of maps, got "
             f"{len(context.student_maps)}; use a student and a teacher with more stages or another loss"
         )
 

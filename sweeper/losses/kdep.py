@@ -55,7 +55,7 @@ def principal_components(embeddings_NT: Tensor, num_components: int) -> tuple[Te
     num_kept = min(num_components, int((variances_T > rounding).sum()))
     if num_kept < 1:
         raise InputError(
-            "loss.embedding.kind: kdep needs a teacher whose embeddings differ between images, and those of the "
+            "kdep needs a teacher whose embeddings differ between images, and those of the "
             f"{num_rows} training images are all the same; use another teacher or another loss"
         )
     vectors_TC = vectors_TT[:, :num_kept]

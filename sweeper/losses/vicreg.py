@@ -81,7 +81,7 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     columns_P = std_T.nonzero().flatten()
     if not len(columns_P):
         raise InputError(
-            "loss.embedding.kind: vicreg needs a teacher whose embeddings differ between images, and those of the "
+            "vicreg needs a teacher whose embeddings differ between images, and those of the "
             f"{len(pool_NT)} training images are all the same; use another teacher or another loss"
         )
     parts = {"student_projector": projector(config.projector, context.student_dim, len(columns_P))}

@@ -203,7 +203,7 @@ def test_a_file(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    assert "the folder is empty; expected one sub-folder a class" in refusal(tmp_path)
+    assert "the folder is empty; give a folder of class folders" in refusal(tmp_path)
     (tmp_path / ".hidden").mkdir()
     assert "the folder is empty" in refusal(tmp_path)
 
