@@ -224,6 +224,7 @@ def store_gc(uri: str, dry_run: bool) -> None:
 def kinds(family: str | None) -> None:
     """What can stand after `kind:`."""
     from sweeper import registry
+    from sweeper.losses import ONLINE
 
     for name in [family] if family else registry.FAMILIES:
         click.echo(f"{name}:")
@@ -231,5 +232,8 @@ def kinds(family: str | None) -> None:
             click.echo(f"  {kind:<16} {line}")
             if name == "losses":
                 module = registry.load(name, kind)
-                needs = ", ".join(sorted(module.NEEDS)) or "nothing"
-                click.echo(f"  {'':<16} needs {needs}; published weight {module.PUBLISHED_WEIGHT:g}; {module.PAPER}")
+                needs = ", ".join(sorted(module.NEEDS))
+                live = "; runs the teacher in the loop" if module.NEEDS & ONLINE else ""
+                click.echo(
+                    f"  {'':<16} needs {needs}{live}; published weight {module.PUBLISHED_WEIGHT:g}; {module.PAPER}"
+                )

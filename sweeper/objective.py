@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 from sweeper import registry
 from sweeper.losses import LossContext, LossInputs, MapShape, Pool
@@ -64,6 +65,11 @@ class Objective(nn.Module):
                 self.terms["align"] = nn.ModuleList(
                     [_term(align, self._context(data, (width,), i)) for i, width in enumerate(self.widths)]
                 )
+
+        # a queue or a pool of targets is the same on every worker: not worth sending with each step
+        constant = {n for n, _ in self.named_buffers()} - self.state_dict().keys()
+        ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(self, sorted(constant))
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Tensor:
         """The weighted sum of all terms, a scalar in float32.

@@ -25,7 +25,7 @@ from sweeper.objective import Objective
 from sweeper.sources import LiveTeacher
 from sweeper.teachers import timm as timm_teacher
 from sweeper.train import Trainer, World, fit
-from sweeper.trial import TrialConfig
+from sweeper.trial import StudentConfig, TrialConfig
 
 CPU = torch.device("cpu")
 NUM, NUM_REAL = 12, 7
@@ -91,6 +91,10 @@ def only(name: str, **settings: Any) -> dict[str, Any]:
     return {**loss, "embedding": {"normalize": False, **settings}}
 
 
+def value(loss: Tensor) -> float:
+    return float(loss.detach())
+
+
 def log_softmax(logits: Any) -> np.ndarray:
     values = np.asarray(logits.detach(), dtype=np.float64)
     values = values - values.max(axis=1, keepdims=True)
@@ -118,7 +122,7 @@ class TestCrossEntropy:
                 count = 0.0 if labels == "none" else weight
             total -= count * log_p[i, label]
             weights += count
-        assert float(objective(batch)) == pytest.approx(total / weights, rel=1e-5)
+        assert value(objective(batch)) == pytest.approx(total / weights, rel=1e-5)
 
     def test_no_label_counts(self) -> None:
         data = mixed_data(num_real=0)
@@ -178,7 +182,7 @@ class TestSyntheticImages:
         torch.testing.assert_close(objective(batch), expected)
         parts = [term[0](inputs_of(objective, batch, rows)) for rows in (slice(NUM_REAL), slice(NUM_REAL, None))]
         apart = (NUM_REAL * parts[0] + (NUM - NUM_REAL) * parts[1]) / NUM
-        assert abs(float(apart - expected)) > 1e-3, "uniformity is over pairs of the whole batch"
+        assert abs(value(apart - expected)) > 1e-3, "uniformity is over pairs of the whole batch"
 
     @pytest.mark.parametrize("weight", [1.0, 0.5, 3.0])
     def test_align_only(self, weight: float) -> None:
@@ -204,7 +208,7 @@ class TestSyntheticImages:
         ]
         first = inputs_of(objective, batch, slice(NUM_REAL, NUM_REAL + 4))
         torch.testing.assert_close(terms["align"][0](first), torch.stack(one_by_one[:2]).mean())
-        assert float(terms["align"][0](made)) > 0
+        assert value(terms["align"][0](made)) > 0
 
     def test_none_leaves_them_out(self) -> None:
         data = mixed_data()
@@ -245,7 +249,7 @@ class TestSyntheticImages:
         teacher = log_softmax(batch.teacher.logits_BK / 2)
         kl_B = 4 * (np.exp(teacher) * (teacher - student)).sum(axis=1)
         counts_B = np.where(np.arange(NUM) < NUM_REAL, 1.0, weight)
-        assert float(objective(batch)) == pytest.approx((kl_B * counts_B).sum() / counts_B.sum(), rel=1e-5)
+        assert value(objective(batch)) == pytest.approx((kl_B * counts_B).sum() / counts_B.sum(), rel=1e-5)
 
     @pytest.mark.parametrize("use", [{"weight": 2.0}, {"embedding": "align_only"}])
     @pytest.mark.parametrize("num_real", [0, 1, NUM - 1, NUM])
@@ -279,7 +283,7 @@ class TestSyntheticImages:
             **{name: getattr(batch.teacher, name)[:2] for name in ("logits_BK", "embedding_BT", "pre_embedding_BT")},
         )
         two = Batch(batch.images_BCHW[:2], batch.labels_B[:2], batch.index_B[:2], 1, teacher)
-        assert float(objective(two)) == 0
+        assert value(objective(two)) == 0
 
 
 class TestSum:
@@ -322,10 +326,10 @@ class TestNormalised:
         sizes: list[float] = []
         for position in range(0, 4 * (NORMALIZING_BATCHES + 2), 4):
             batch = stream.batch(position)
-            found = float(raw(batch))
+            found = value(raw(batch))
             sizes.append(found)
             mean = np.mean(sizes[:NORMALIZING_BATCHES])
-            assert float(scaled(batch)) == pytest.approx(3 * found / mean, rel=1e-4)
+            assert value(scaled(batch)) == pytest.approx(3 * found / mean, rel=1e-4)
         assert len(set(sizes)) == len(sizes)
         state = scaled.state_dict()
         prefix = f"terms.{name}" + (".0" if name == "embedding" else "")
@@ -337,7 +341,7 @@ class TestNormalised:
         objective = objective_of(config_of({"ce": 2.0, "kl": {"weight": 1.0}}), data)
         batch = whole_batch(data)
         ce = F.cross_entropy(objective.student(batch.images_BCHW).logits_BK, batch.labels_B)
-        assert float(objective(batch)) == pytest.approx(2 * float(ce) + 1, rel=1e-5)
+        assert value(objective(batch)) == pytest.approx(2 * value(ce) + 1, rel=1e-5)
 
     @pytest.mark.xfail(strict=True, reason="a rank whose share lacks a kind of images leaves out the all_reduce")
     @pytest.mark.parametrize("use", [{"weight": 2.0}, {"embedding": "align_only"}, {"embedding": "none"}])
@@ -481,6 +485,44 @@ class TestEveryKind:
         assert slope.isfinite().all()
         assert float(slope.abs().max()) > 0
 
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_a_transformer_has_a_jacobian_too(self, precision: str, live_data: TrialData) -> None:
+        """Fused attention has no second derivative."""
+        config = config_of({"ce": 0.0, "embedding": {"kind": "jacobian"}}, batch_size=9, precision=precision)
+        config = config.model_copy(update={"student": StudentConfig(model="test_vit")})
+        source: Any = live_data.source
+        trainer = trainer_of(config, replace(live_data, source=replace(source, needs=config.needs)))
+        before = {name: value.detach().clone() for name, value in trainer.student.named_parameters()}
+        trainer.run_epoch()
+        after = dict(trainer.student.named_parameters())
+        assert all(value.isfinite().all() for value in after.values())
+        assert "model.patch_embed.proj.weight" in moved(before, after)
+
+    @pytest.mark.parametrize(("of_student", "of_teacher"), [(4, 2), (2, 4), (3, 3)])
+    def test_maps_are_paired_from_the_deepest(
+        self, of_student: int, of_teacher: int, live_data: TrialData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = config_of({"ce": 0.0, "embedding": {"kind": "fitnet", "normalize": False}})
+        source: Any = live_data.source
+        source = replace(source, needs=config.needs, num_maps=of_teacher)
+        student = students.build(config.student, len(CLASS_NAMES), live_data.image_size, seed=0)
+        points = student.tap_points
+        few = replace(points, maps=points.maps[-of_student:], shapes=points.shapes[-of_student:])
+        monkeypatch.setattr(student, "tap_points", few)
+        data = replace(live_data, source=source)
+        objective = Objective(student, config, data)
+        seen: list[LossInputs] = []
+        embedding: Any = objective.terms["embedding"]
+        monkeypatch.setattr(embedding[0], "forward", lambda inputs: seen.append(inputs) or torch.zeros(()))
+        batch = whole_batch(data)
+        objective(batch)
+        count = min(of_student, of_teacher)
+        told: Any = batch.teacher
+        assert len(told.maps) == of_teacher
+        assert len(seen[0].student_maps) == len(seen[0].teacher_maps) == count
+        assert all(found is told.maps[of_teacher - count + i] for i, found in enumerate(seen[0].teacher_maps))
+        assert [tuple(m.shape[1:]) for m in seen[0].student_maps] == list(points.shapes[-count:])
+
     def test_there_are_kinds_of_both_sorts(self) -> None:
         assert {"kl", "align_uniform", "simkd", "kdep", "crd"} <= set(CACHED)
         assert {"jacobian", "fsp", "at"} <= set(RUNNING)
@@ -569,6 +611,17 @@ def pair_of(data: TrialData, *, separate: bool) -> Any:
     return sources.together(members, separate=separate)
 
 
+class Perfect(nn.Module):
+    """A projector that gives what is wanted, whatever the student says."""
+
+    def __init__(self, target: Tensor) -> None:
+        super().__init__()
+        self.target = target
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.target
+
+
 class TestSeparateMembers:
     SLICES = (slice(0, WIDTH), slice(WIDTH, WIDTH + 4))
 
@@ -591,7 +644,7 @@ class TestSeparateMembers:
                 real = terms["embedding"][i](seen(slice(NUM_REAL)))
                 made = terms["align"][i](seen(slice(NUM_REAL, None)))
                 values.append((NUM_REAL * real + (NUM - NUM_REAL) * made) / NUM)
-        assert abs(float(values[0] - values[1])) > 1e-3
+        assert abs(value(values[0] - values[1])) > 1e-3
         torch.testing.assert_close(objective(batch), torch.stack(values).mean())
 
     def test_each_has_projectors_of_its_own_width(self) -> None:
@@ -614,17 +667,21 @@ class TestSeparateMembers:
         for term, own in zip(embedding, self.SLICES, strict=True):
             torch.testing.assert_close(term.mean_T, pool_NT[:, own].mean(dim=0))
 
+    def test_perfect_members_classify_as_the_ensemble_does(self) -> None:
+        """SimKD's logits are the averaged ones where each projected embedding is its member's."""
+        data = mixed_data()
+        source = pair_of(data, separate=True)
+        objective = objective_of(config_of(only("embedding", kind="simkd")), replace(data, source=source))
+        batch = whole_batch(replace(data, source=source))
+        embedding: Any = objective.terms["embedding"]
+        for term, own in zip(embedding, self.SLICES, strict=True):
+            term.student_projector = Perfect(batch.teacher.embedding_BT[:, own])
+        found = TestSimKD.by_hand(objective, torch.zeros(NUM, 1))
+        torch.testing.assert_close(found, batch.teacher.logits_BK, rtol=0, atol=float(found.abs().max()) * 2.0**-8)
+
     @pytest.mark.xfail(strict=True, reason="members share the averaged logits and the averaged bias")
     def test_each_is_compared_with_its_own_logits_by_its_own_classifier(self) -> None:
         """A student that has a member's embedding has its logits: SRRL's terms are both 0 (one teacher's are)."""
-
-        class Perfect(nn.Module):
-            def __init__(self, target: Tensor) -> None:
-                super().__init__()
-                self.target = target
-
-            def forward(self, _: Tensor) -> Tensor:
-                return self.target
 
         for separate in (False, True):
             data = mixed_data()
@@ -636,7 +693,7 @@ class TestSeparateMembers:
             for term, own in zip(embedding, slices, strict=True):
                 term.connector = Perfect(batch.teacher.embedding_BT[:, own])
             largest = float(batch.teacher.logits_BK.abs().max())
-            assert float(objective(batch)) < (largest * 2.0**-8) ** 2, f"separate: {separate}"
+            assert value(objective(batch)) < (largest * 2.0**-8) ** 2, f"separate: {separate}"
 
     @pytest.mark.parametrize("kind", CACHED)
     @pytest.mark.parametrize("separate", [False, True])

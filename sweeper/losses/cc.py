@@ -37,8 +37,9 @@ def neighbour_congruence(student_BP: Tensor, teacher_BP: Tensor) -> Tensor:
     Raises:
         ValueError: a batch of one has no neighbours.
     """
-    if len(student_BP) < 2:
-        raise ValueError(f"correlation congruence is over neighbours: it needs a batch of at least 2, got {len(student_BP)}")
+    num_rows = len(student_BP)
+    if num_rows < 2:
+        raise ValueError(f"correlation congruence is over neighbours: it needs a batch of at least 2, got {num_rows}")
     apart_BP = (student_BP - teacher_BP).abs()
     return (apart_BP[:-1] * apart_BP[1:]).sum(dim=1).mean()
 

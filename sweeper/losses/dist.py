@@ -19,8 +19,6 @@ PUBLISHED_WEIGHT = 1.0
 NEEDS = frozenset({"logits"})
 # Added to the product of the two lengths, as in the authors' code: classes of tiny probability fade out.
 EPS = 1e-8
-# A vector that varies by less, relative to its length, is constant but for float32's rounding (2^-24 an entry).
-LEAST_VARIATION = 1e-6
 
 
 class Config(LossSettings):
@@ -33,23 +31,13 @@ class Config(LossSettings):
 
 
 def pearson(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Pearson's correlation along `dim`, in [-1, 1]; 0 and without slope where either side does not vary."""
-    import torch
+    """Pearson's correlation along `dim`, kept at size 1; in [-1, 1], and 0 without slope where a side does not vary."""
+    from sweeper.losses._variation import deviations
 
-    def centred(x: Tensor) -> tuple[Tensor, Tensor]:
-        apart = x - x.mean(dim=dim, keepdim=True)
-        squared = apart.square().sum(dim=dim)
-        varies = squared > LEAST_VARIATION**2 * x.square().sum(dim=dim)
-        return torch.where(varies.unsqueeze(dim), apart, 0.0), torch.where(varies, squared, 1.0)
-
-    student_apart, student_squared = centred(student)
-    teacher_apart, teacher_squared = centred(teacher)
-    covariance = (student_apart * teacher_apart).sum(dim=dim)
-    return torch.where(
-        (student_apart != 0).any(dim=dim) & (teacher_apart != 0).any(dim=dim),
-        covariance / (student_squared.sqrt() * teacher_squared.sqrt() + EPS),
-        0.0,
-    )
+    student_apart, student_squared = deviations(student, dim)
+    teacher_apart, teacher_squared = deviations(teacher, dim)
+    covariance = (student_apart * teacher_apart).sum(dim=dim, keepdim=True)
+    return covariance / (student_squared.sqrt() * teacher_squared.sqrt() + EPS)
 
 
 def dist(student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -68,7 +56,7 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     """L = beta rows + gamma columns; it has no state.
 
     Rows and columns in which one side is constant count as uncorrelated and give no gradient (ours): the authors' code
-    divides by 1e-8 there, which throws a student whose last layer starts at 0 off with its first step.
+    divides by 1e-8 there.
     """
     from sweeper.losses._module import Float32Loss, given
 

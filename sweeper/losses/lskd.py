@@ -35,13 +35,10 @@ def standardized(logits_BK: Tensor) -> Tensor:
     Sun et al. 2024, "Logit standardization in knowledge distillation", arXiv 2403.01427. Neither a shift of a row nor a
     positive factor changes the result; no entry is larger than sqrt(K). K - 1 and `EPS` are those of the authors' code.
     """
-    import torch
+    from sweeper.losses._variation import deviations
 
-    centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
-    variance_B1 = centred_BK.square().sum(dim=1, keepdim=True) / (logits_BK.shape[1] - 1)
-    varies_B1 = variance_B1 > 0
-    std_B1 = torch.where(varies_B1, variance_B1, 1.0).sqrt()
-    return torch.where(varies_B1, centred_BK / (std_B1 + EPS), 0.0)
+    apart_BK, squared_B1 = deviations(logits_BK, dim=1)
+    return apart_BK / ((squared_B1 / (logits_BK.shape[1] - 1)).sqrt() + EPS)
 
 
 def lskd(student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: float) -> Tensor:

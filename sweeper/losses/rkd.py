@@ -81,7 +81,7 @@ def rkd(student_BD: Tensor, teacher_BT: Tensor) -> tuple[Tensor, Tensor]:
 def build(config: Config, context: LossContext) -> Float32Loss:
     """L = 25 distance + 50 angle; it has no state.
 
-    The weights are the paper's for classification, 1 : 2 with the distance at 25. Pairs and triples are those of this
+    The two weights are those of RepDistiller. Pairs and triples are those of this
     batch, and of this worker's share of it where several train one student.
     """
     from sweeper.losses._module import Float32Loss, given
