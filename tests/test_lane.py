@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 from broken_losses import Config as Broken
-from broken_losses import How
+from broken_losses import How, known
 from small_sweep import Built
 
 from sweeper import train
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     Messages = list[dict[str, Any]]
 
 PATIENCE_S = 180.0  # a deadline, not a duration: a loaded machine starts a worker slowly
+
+
+@pytest.fixture(scope="module", autouse=True)
+def broken_is_known() -> Iterator[None]:
+    with known():
+        yield
 
 
 def follow(pool: LanePool, name: str) -> Messages:
@@ -185,7 +191,7 @@ def test_a_configuration_that_can_not_be_built_fails_alone(pool: LanePool, built
     lost = built.job(trial())
     pool.submit("no data", replace(lost, refs=replace(lost.refs, images="0" * 64)))
     (end,) = follow(pool, "no data")
-    assert end["error"].startswith("LookupError: images 000000000000 are not in ")
+    assert end["error"].startswith("LookupError: artifact 000000000000 is not in ")
 
 
 # ------------------------------------------------------------------------------------------------- workers that die

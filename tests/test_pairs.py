@@ -386,7 +386,10 @@ class TestNeverAnotherException:
 
     def test_any_line_may_be_missing_or_replaced(self, tmp_path: Path) -> None:
         """As for space files in general, with a loss in the loop and an ensemble beside it."""
-        lines = text_of("cosine, at", DUO, (TEACHER, "{choice: [cnn, duo, cnn+vit, none]}")).splitlines()
+        kind = ("kind: {choice: [at, none]}", "kind: {choice: [at, cosine], when: {teacher: [cnn, none]}}")
+        text = text_of("at", DUO, (TEACHER, "{choice: [cnn, duo, cnn+vit, none]}"), kind)
+        check_models(load(tmp_path, text))
+        lines = text.splitlines()
         junk = ["", "x", "- 1", "null", "model: [{}]", "kind: ensemble", "members: [cnn]", "a+b: {kind: ensemble}"]
         loaded = 0
         for number, put in itertools.product(range(len(lines)), junk):

@@ -260,7 +260,7 @@ def test_broken_folder_is_refused(tmp_path):
 def test_nothing_is_printed():
     program = (
         "from sweeper import student as s\n"
-        "from sweeper.config import StudentConfig\n"
+        "from sweeper.trial import StudentConfig\n"
         "import tempfile, pathlib\n"
         "for name in ('test_vit', 'test_resnet', 'mobilenetv2_035'):\n"
         "    built = s.build(StudentConfig(model=name), 4, 32, 0)\n"

@@ -56,7 +56,7 @@ def test_rows_are_unique_finite_and_what_the_teacher_says(built: Built) -> None:
     for (name, images_key), item in built.plan.targets.items():
         record, images = built.records[item.key], tables[images_key]
         table = built.store.read_table(record)
-        assert set(table.column_names) == {"sample_id", "view", "box", "logits", "embedding"}
+        assert set(table.column_names) == {"sample_id", "view", "box", "logits", "embedding", "pre_embedding"}
         ids, numbers = table["sample_id"].to_pylist(), table["view"].to_pylist()
         assert record.rows == len(table) == item.units == len(set(zip(ids, numbers, strict=True))) == 60
         assert set(ids) == set(images["sample_id"].to_pylist())
@@ -72,8 +72,9 @@ def test_rows_are_unique_finite_and_what_the_teacher_says(built: Built) -> None:
         place = {sample_id: i for i, sample_id in enumerate(images["sample_id"].to_pylist())}
         pixels = image_split(images, SIZE).images_BCHW[[place[sample_id] for sample_id in ids]]
         with torch.no_grad():
-            live = teacher(views.apply_views(pixels, torch.from_numpy(boxes), teacher.input_size))
-        for column, expected in (("logits", live.logits_BK), ("embedding", live.embedding_BD)):
+            live = teacher(views.apply_views(pixels, torch.from_numpy(boxes), teacher.input_size), pre=True)
+        outputs = {"logits": live.logits_BK, "embedding": live.embedding_BD, "pre_embedding": live.pre_embedding_BD}
+        for column, expected in outputs.items():
             cached = torch.from_numpy(np.stack(table[column].to_numpy(zero_copy_only=False)).astype(np.float32))
             assert torch.isfinite(cached).all()
             assert torch.nn.functional.cosine_similarity(cached, expected).min() >= 0.999
