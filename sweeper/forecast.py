@@ -115,7 +115,7 @@ def forecast(plan: Plan, space: Space, store: Store, *, is_local: bool = True) -
         if known is not None:
             measured.append(item.kind)
         seconds[item.kind] = seconds.get(item.kind, 0.0) + found
-    training = _training_seconds(plan, _points(space), slot)
+    training = _training_seconds(plan, _points(space), counted)
     if training is None:
         unknown.append("training")
     else:
@@ -184,6 +184,12 @@ class _Counted:
             return _seconds(flops * item.units, item.units / EVALUATION_BATCH, self.slot)
         return 0.0 if config.adapt == "none" else self._adapt_seconds(config.adapt, flops, item.units)
 
+    def live_flops(self, trial: TrialConfig) -> float:
+        """Operations of the teachers that a trial runs in its loop, on one image; 0 where none does or none counts."""
+        members = self.plan.members(trial) if trial.is_online else ()
+        teachers = self.plan.config.teachers
+        return math.fsum(self.flops_an_image("teachers", name, teachers[name]) or 0.0 for name in members)
+
     def _adapt_seconds(self, way: str, flops: float, num_train: int) -> float:
         from sweeper import adapt
 
@@ -199,6 +205,7 @@ def _points(space: Space) -> list[TrialConfig]:
     """Every combination of what decides a training's length, other leaves at their defaults."""
     paths = ["student", "synthetic.source", "synthetic.ratio", "train.epochs", "train.epoch_size", "train.batch_size"]
     paths += ["pretrain.pool", "pretrain.teacher", *(f"pretrain.{path}" for path in paths if path.startswith("train."))]
+    paths += ["teacher", "loss.embedding.kind"]  # who may run in the loop
     try:
         found: Iterable[dict[str, Any]] = space.joint_finite(paths, interior=True)
     except ValueError:  # more combinations than it lists: the corners stand for them
@@ -212,7 +219,7 @@ def _points(space: Space) -> list[TrialConfig]:
     return points
 
 
-def _training_seconds(plan: Plan, points: Sequence[TrialConfig], slot: str) -> float | None:
+def _training_seconds(plan: Plan, points: Sequence[TrialConfig], counted: _Counted) -> float | None:
     """Mean device-seconds of a whole training over the points whose students can be counted."""
     students = {fingerprint(point.student): point.student for point in points}
     step = math.ceil(len(students) / MOST_STUDENTS)
@@ -224,18 +231,28 @@ def _training_seconds(plan: Plan, points: Sequence[TrialConfig], slot: str) -> f
         forward = flops.get(fingerprint(point.student))
         if forward is None:
             continue
-        total = _recipe_seconds(point.train, forward, plan.num_train + plan.num_synthetic(point), num_val, slot)
+        num_images = plan.num_train + plan.num_synthetic(point)
+        total = _recipe_seconds(point.train, forward, num_images, num_val, counted.slot, counted.live_flops(point))
         if point.pretraining is not None:
             pool = plan.pools[point.pretrain.pool].units
-            total += _recipe_seconds(point.pretrain.train, forward, pool, 0, slot)
+            total += _recipe_seconds(
+                point.pretrain.train, forward, pool, 0, slot, counted.live_flops(point.pretraining)
+            )
         found.append(total)
     return math.fsum(found) / len(found) if found else None
 
 
-def _recipe_seconds(recipe: TrainConfig, forward: float, num_images: int, num_val: int, slot: str) -> float:
-    """Of all epochs, each with its validation; `forward` are the operations of the student on one image."""
+def _recipe_seconds(
+    recipe: TrainConfig, forward: float, num_images: int, num_val: int, slot: str, live: float
+) -> float:
+    """Of all epochs, each with its validation.
+
+    Args:
+        forward, live: operations of the student and of a teacher in the loop on one image.
+    """
     num_steps = math.ceil((recipe.epoch_size or num_images) / recipe.batch_size)
     work = forward * (BACKWARD_FACTOR * num_steps * recipe.batch_size + num_val)
+    work += live * num_steps * recipe.batch_size
     return recipe.epochs * _seconds(work, num_steps + num_val / EVALUATION_BATCH, slot)
 
 
