@@ -193,7 +193,7 @@ class DataCache:
             keys_N=keys_N,
             views_NV5=np.concatenate([p["box"] for p in parts]),
             columns=columns,
-            classifier=classifier,
+            classifiers=(classifier,),
             widths=(classifier[0].shape[1],),
         )
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sweeper import registry
 from sweeper.config import TOGETHER, SweepConfig
-from sweeper.domain import is_same, nearest
+from sweeper.domain import Domain, is_same, nearest
 from sweeper.explain import Problem, model_at
 from sweeper.losses import ONLINE
 from sweeper.space import Space
@@ -48,7 +48,7 @@ def problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
                 is_cross=True,
             )
     if "teacher" not in unlisted:
-        teachers = _teacher_names(space, _names(tree.get("teachers")))
+        teachers = _teacher_names(space, tree)
         yield from _unknown_names(space, "teacher", "teachers", teachers, NO_TEACHER)
         yield from _nothing_to_train(space)
         yield from _in_the_loop(space, tree)
@@ -68,16 +68,20 @@ def _names(section: Any) -> list[str]:
     return ["default"] if isinstance(section.get("kind"), str) else list(section)
 
 
-def _teacher_names(space: Space, names: list[str]) -> list[str]:
-    """Names under `teachers:`, and those joined ones of the space (`cnn+vit`) that are made of different ones."""
+def _teacher_names(space: Space, tree: Mapping[str, Any]) -> list[str]:
+    """Names under `teachers:`, and those joined ones of the space (`cnn+vit`) of different single ones."""
+    names = _names(tree.get("teachers"))
+    single = {name for name in names if not _is_ensemble(tree, name)}
     joined = [name for name in space.finite("teacher", NO_TEACHER) if isinstance(name, str) and TOGETHER in name]
     parts = {name: name.split(TOGETHER) for name in joined}
-    return [*names, *(name for name, of in parts.items() if set(of) <= set(names) and len(set(of)) == len(of))]
+    return [*names, *(name for name, of in parts.items() if set(of) <= single and len(set(of)) == len(of))]
 
 
 def _in_the_loop(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
     """Losses on what no cache holds need one teacher that can run in the loop, and whole batches for its Jacobian."""
     paths = ["teacher", "loss.embedding.kind", "synthetic.ratio", "synthetic.embedding", "synthetic.weight"]
+    weight = space.leaves.get("synthetic.weight")
+    is_range = isinstance(weight, Domain) and weight.is_continuous  # its middle may be 1
     said = set()
     for together in space.joint_finite(paths, interior=True):
         kind, teacher = together.get("loss.embedding.kind"), together.get("teacher", NO_TEACHER)
@@ -90,7 +94,9 @@ def _in_the_loop(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
             hint = f"add `when: {{teacher: [...]}}` with single teachers, or leave {kind} out"
             yield Problem(path="trial.loss.embedding.kind", what=what, hint=hint, value=kind)
         apart = together.get("synthetic.embedding", "same") != "same" or together.get("synthetic.weight", 1) != 1
-        if "jacobian" in needs and apart and together.get("synthetic.ratio", 0) > 0:
+        apart |= is_range and "synthetic.weight" in together
+        ratio = together.get("synthetic.ratio", 0)
+        if "jacobian" in needs and apart and isinstance(ratio, int | float) and ratio > 0:
             said.add(kind)
             what = f"{kind!r} looks at a batch as a whole and can not treat synthetic images apart"
             hint = "needs synthetic.embedding: same and synthetic.weight: 1"
@@ -98,7 +104,8 @@ def _in_the_loop(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _is_ensemble(tree: Mapping[str, Any], teacher: Any) -> bool:
-    section = (tree.get("teachers") or {}).get(teacher)
+    teachers = tree.get("teachers")
+    section = teachers.get(teacher) if isinstance(teachers, Mapping) and isinstance(teacher, str) else None
     return TOGETHER in str(teacher) or (isinstance(section, Mapping) and section.get("kind") == "ensemble")
 
 

@@ -159,6 +159,11 @@ def train(
         outcomes.put(name, message)
 
 
+def pretrain_seconds(outcome: Mapping[str, Any]) -> float:
+    """Of an outcome's training, the part that was pre-training; 0 in outcomes that were written before it existed."""
+    return float(outcome.get("pretrain_seconds", 0.0))
+
+
 @dataclass(frozen=True)
 class Summary:
     """Means over an entry's seeds; `model` are the files of the seed that was best on validation."""
@@ -166,6 +171,7 @@ class Summary:
     accuracy_val: float
     accuracies_test: tuple[float, ...]
     train_seconds: float
+    pretrain_seconds: float  # of `train_seconds`
     epochs: int
     params: int
     model_seed: int
@@ -184,6 +190,7 @@ def summarise(entry: Entry, seeds: Sequence[int], outcomes: Outcomes) -> Summary
         accuracy_val=math.fsum(o["accuracy_val"] for _, o in found) / len(found),
         accuracies_test=tuple(o["accuracy_test"] for _, o in found),
         train_seconds=math.fsum(o["train_seconds"] for _, o in found) / len(found),
+        pretrain_seconds=math.fsum(pretrain_seconds(o) for _, o in found) / len(found),
         epochs=best["epochs"],
         params=best["params"],
         model_seed=best_seed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ from sweeper import registry
 from sweeper.config import ResourceConfig, SweepConfig
 from sweeper.fingerprint import fingerprint
 from sweeper.plan import Artifact, Plan
-from sweeper.space import Space, set_path
+from sweeper.space import Space, nested
 from sweeper.store import Record, Store
 from sweeper.tables import duration
-from sweeper.trial import StudentConfig, TrainConfig, TrialConfig
+from sweeper.trial import StudentConfig, TrainConfig, TrialConfig, most_epochs
 
 if TYPE_CHECKING:
     from sweeper.student import Student
@@ -207,16 +207,11 @@ def _points(space: Space) -> list[TrialConfig]:
     paths += ["pretrain.pool", "pretrain.teacher", *(f"pretrain.{path}" for path in paths if path.startswith("train."))]
     paths += ["teacher", "loss.embedding.kind"]  # who may run in the loop
     try:
-        found: Iterable[dict[str, Any]] = space.joint_finite(paths, interior=True)
+        trees = [nested(values) for values in space.joint_finite(paths, interior=True)]
     except ValueError:  # more combinations than it lists: the corners stand for them
-        return [TrialConfig.model_validate(corner) for corner in space.corners()]
-    points = []
-    for values in found:
-        tree: dict[str, Any] = {}
-        for path, value in values.items():
-            set_path(tree, path, value)
-        points.append(TrialConfig.model_validate(tree))
-    return points
+        trees = list(space.corners())
+    # what cross-entropy weighs has no part in this, and is 0 at the open end of a range
+    return [TrialConfig.model_validate({**tree, "loss": {**tree.get("loss", {}), "ce": 1.0}}) for tree in trees]
 
 
 def _training_seconds(plan: Plan, points: Sequence[TrialConfig], counted: _Counted) -> float | None:
@@ -234,10 +229,8 @@ def _training_seconds(plan: Plan, points: Sequence[TrialConfig], counted: _Count
         num_images = plan.num_train + plan.num_synthetic(point)
         total = _recipe_seconds(point.train, forward, num_images, num_val, counted.slot, counted.live_flops(point))
         if point.pretraining is not None:
-            pool = plan.pools[point.pretrain.pool].units
-            total += _recipe_seconds(
-                point.pretrain.train, forward, pool, 0, slot, counted.live_flops(point.pretraining)
-            )
+            first, pool = point.pretraining, plan.pools[point.pretrain.pool].units
+            total += _recipe_seconds(first.train, forward, pool, 0, counted.slot, counted.live_flops(first))
         found.append(total)
     return math.fsum(found) / len(found) if found else None
 
@@ -277,7 +270,7 @@ def _search_seconds(config: SweepConfig, space: Space, training: float, shared: 
     """
     scheduler: Any = config.search.scheduler
     share: Callable[..., float] | None = getattr(registry.load("schedulers", scheduler.kind), "expected_share", None)
-    max_epochs = max(TrialConfig.model_validate(corner).train.epochs for corner in space.corners())
+    max_epochs = most_epochs(space.corners())
     budgets = []
     if config.search.trials is not None:
         budgets.append(config.search.trials * training * (share(scheduler, max_epochs) if share else 1.0))

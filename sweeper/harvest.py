@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeper import finalists
 from sweeper.finalists import Candidate, Entry, Outcomes, Summary
-from sweeper.ledger import Charge, Cost, amortize
+from sweeper.ledger import SECONDS_PER_HOUR, Charge, Cost, amortize, training_charges
 from sweeper.plan import Plan, artifact_uses, charges
 from sweeper.results import RunFolder
 from sweeper.rows import FinalRow, TrialRow, mean_and_std
@@ -83,6 +83,7 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
             error=outcome["error"],
             config=trial.user_attrs["config"],
             on_front=trial.number in front,
+            extra=_pretrain_hours(finalists.pretrain_seconds(outcome)),
             **_common(config, outcome["params"], device),
         )
         for trial, config, outcome, amortized in zip(trials, configs, outcomes, amortize(shared), strict=True)
@@ -96,7 +97,7 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
             for report in outcome["curve"]
         ]
     )
-    folder.write_ledger([*charges(records.values()), *_training_charges(rows, finals, device)])
+    folder.write_ledger([*charges(records.values()), *_search_charges(book, device), *_final_charges(finals, device)])
     finished = [_final_row(final, plan, records, shared, device) for final in finals]
     pareto = sorted((r for r in finished if r.role == "front"), key=lambda r: (-r.accuracy_val, r.cost.total))
     folder.write_pareto([replace(row, rank=rank) for rank, row in enumerate(pareto, 1)])
@@ -139,25 +140,44 @@ def _final_row(
         cost=Cost.alone(summary.train_seconds, uses),
         gpu_hours_amortized=amortize([*shared, (summary.train_seconds, uses)])[-1],
         role=entry.role,  # type: ignore[arg-type]
-        extra={"model_accuracy_test": summary.model_accuracy_test},
+        extra={"model_accuracy_test": summary.model_accuracy_test, **_pretrain_hours(summary.pretrain_seconds)},
         **_common(entry.config, summary.params, device),
     )
 
 
-def _training_charges(rows: Sequence[TrialRow], finals: Sequence[Final], device: str) -> list[Charge]:
-    """One charge a training, of the search and of the finalists; equal entries share their trainings."""
-    found = {
-        f"trial-{row.trial:05d}": Charge(
-            stage="train", key=f"trial-{row.trial:05d}", seconds=row.cost.train, device=device, units=row.epochs
-        )
-        for row in rows
-    }
+def _pretrain_hours(seconds: float) -> dict[str, float]:
+    """The column beside the contract's; these hours are part of `gpu_hours_train`."""
+    return {"gpu_hours_pretrain": seconds / SECONDS_PER_HOUR}
+
+
+def _search_charges(book: Study, device: str) -> list[Charge]:
+    """Of the search, one training a trial."""
+    found: list[Charge] = []
+    for trial in book.trials():
+        config, outcome = TrialConfig.model_validate(trial.user_attrs["config"]), trial.user_attrs["outcome"]
+        key = f"trial-{trial.number:05d}"
+        found += _charges(key, config, outcome["cost"]["train"], outcome, device)
+    return found
+
+
+def _final_charges(finals: Iterable[Final], device: str) -> list[Charge]:
+    """Of the finalists and the arms, each training once: equal entries share theirs."""
+    found: dict[str, list[Charge]] = {}
     for final in finals:
         for seed in final.seeds:
-            name = finalists.job_name(final.entry.config, seed)
-            outcome = final.outcomes.get(name)
+            key = finalists.job_name(final.entry.config, seed)
+            outcome = final.outcomes.get(key)
             assert outcome is not None
-            found[name] = Charge(
-                stage="train", key=name, seconds=outcome["train_seconds"], device=device, units=outcome["epochs"]
-            )
-    return list(found.values())
+            found[key] = _charges(key, final.entry.config, outcome["train_seconds"], outcome, device)
+    return [charge for charges_of_one in found.values() for charge in charges_of_one]
+
+
+def _charges(key: str, config: TrialConfig, seconds: float, outcome: Mapping[str, Any], device: str) -> list[Charge]:
+    return training_charges(
+        key,
+        seconds,
+        device,
+        outcome["epochs"],
+        pretrain_seconds=finalists.pretrain_seconds(outcome),
+        pretrain_epochs=config.pretrain.train.epochs,
+    )

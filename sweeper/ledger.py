@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 if TYPE_CHECKING:
     import torch
 
-Stage = Literal["adapt", "targets", "synthetic", "train", "images"]
+Stage = Literal["adapt", "targets", "synthetic", "pretrain", "train", "images"]
 SHARED_STAGES = ("adapt", "targets", "synthetic")
 SECONDS_PER_HOUR = 3600.0
 
@@ -28,7 +28,7 @@ class Charge:
     """One measured piece of work.
 
     Attributes:
-        key: artifact key, or trial id for `train`.
+        key: artifact key, or trial id for `train` and for its part `pretrain`, which is not counted in `train` again.
         seconds: device-seconds, which are synchronised seconds times the devices that were held.
         device: as `device_name` gives it.
         units: what was worked on: rows, images or steps.
@@ -39,6 +39,17 @@ class Charge:
     seconds: float
     device: str
     units: int
+
+
+def training_charges(
+    key: str, seconds: float, device: str, epochs: int, *, pretrain_seconds: float = 0.0, pretrain_epochs: int = 0
+) -> list[Charge]:
+    """A training as charges whose sum is its `seconds`: `train`, and before it `pretrain` where it began with that."""
+    rest = Charge(stage="train", key=key, seconds=seconds - pretrain_seconds, device=device, units=epochs)
+    if not pretrain_seconds:
+        return [rest]
+    first = Charge(stage="pretrain", key=key, seconds=pretrain_seconds, device=device, units=pretrain_epochs)
+    return [first, rest]
 
 
 class DeviceTimer:

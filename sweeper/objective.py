@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sweeper import registry
 from sweeper.losses import LossContext, LossInputs, MapShape, Pool
-from sweeper.losses._module import Float32Loss, Normalized
+from sweeper.losses._module import Float32Loss, Normalized, share_sizes
 
 if TYPE_CHECKING:
     from sweeper.batches import Batch, TrialData
@@ -47,6 +47,7 @@ class Objective(nn.Module):
         self.synthetic = config.synthetic
         self.needs = config.needs
         self.widths = data.source.widths if data.source else ()
+        self.classifiers = data.source.classifiers if data.source else ()
         self.num_maps = 0
         if data.source and "maps" in self.needs:
             self.num_maps = min(len(data.source.map_shapes), len(student.tap_points.maps))
@@ -66,6 +67,7 @@ class Objective(nn.Module):
                     [_term(align, self._context(data, (width,), i)) for i, width in enumerate(self.widths)]
                 )
 
+        self.is_settled = False  # whether the divisors of all terms are fixed
         # a queue or a pool of targets is the same on every worker: not worth sending with each step
         constant = {n for n, _ in self.named_buffers()} - self.state_dict().keys()
         ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
@@ -93,6 +95,8 @@ class Objective(nn.Module):
         if "embedding" in self.terms:
             weight = getattr(self.config.embedding, "weight", 1.0)
             total = total + weight * self._embedding(inputs, batch.num_real)
+        if self.training and not self.is_settled:
+            self.is_settled = share_sizes([m for m in self.terms.modules() if isinstance(m, Normalized)])
         return total
 
     @torch.no_grad()
@@ -160,7 +164,7 @@ class Objective(nn.Module):
         """The embedding term; the mean over the members of an ensemble that are embedded separately."""
         terms: Any = self.terms["embedding"]
         found = []
-        for i, part in enumerate(_split(inputs, self.widths)):
+        for i, part in enumerate(_split(inputs, self.widths, self.classifiers)):
             if self.synthetic.embedding == "none":
                 part = _rows(part, slice(0, num_real)) if num_real < len(part.labels_B) else part
                 found.append(self._over_images(terms[i], None, part, num_real))
@@ -208,11 +212,6 @@ class Objective(nn.Module):
                 hard_N=hard_N,
             )
 
-        def classifier() -> tuple[Tensor, Tensor]:
-            weight_KT, bias_K = source.classifier
-            parts = len(self.widths) if member is not None else 1  # an average's share is not one teacher's own
-            return weight_KT[:, own] * parts, bias_K
-
         shapes = self.student.tap_points.shapes[-self.num_maps :] if self.num_maps else ()
         return LossContext(
             student_dim=self.student.embedding_dim,
@@ -220,7 +219,7 @@ class Objective(nn.Module):
             num_classes=len(data.class_names),
             num_samples=len(data.train),
             pool=pool,
-            classifier=classifier,
+            classifier=lambda: source.classifiers[member or 0],
             student_maps=tuple(MapShape(*shape) for shape in shapes),
             teacher_maps=source.map_shapes[-self.num_maps :] if self.num_maps else (),
         )
@@ -244,22 +243,25 @@ def _rows(inputs: LossInputs, rows: slice) -> LossInputs:
     return replace(inputs, **{field.name: cut(getattr(inputs, field.name)) for field in fields(inputs)})
 
 
-def _split(inputs: LossInputs, widths: Sequence[int]) -> list[LossInputs]:
-    """The batch once for each teacher that is embedded by itself, with that teacher's entries."""
+def _split(inputs: LossInputs, widths: Sequence[int], classifiers: Sequence[tuple[Tensor, Tensor]]) -> list[LossInputs]:
+    """The batch once for each teacher that is embedded by itself, with that teacher's embedding and logits.
+
+    What was cached of the logits is their average; a teacher's own are its classifier's on its embedding.
+    """
     if len(widths) == 1:
         return [inputs]
-
-    def cut(tensor: Tensor | None, member: int) -> Tensor | None:
-        return tensor if tensor is None else tensor[:, member_slice(widths, member)]
-
-    return [
-        replace(
-            inputs,
-            teacher_embedding_BT=cut(inputs.teacher_embedding_BT, member),
-            teacher_pre_embedding_BT=cut(inputs.teacher_pre_embedding_BT, member),
-        )
-        for member in range(len(widths))
-    ]
+    found = []
+    for member, (weight_KT, bias_K) in enumerate(classifiers):
+        own = member_slice(widths, member)
+        changed: dict[str, Tensor] = {}
+        if inputs.teacher_embedding_BT is not None:
+            changed["teacher_embedding_BT"] = inputs.teacher_embedding_BT[:, own]
+            if inputs.teacher_logits_BK is not None:
+                changed["teacher_logits_BK"] = inputs.teacher_embedding_BT[:, own] @ weight_KT.T + bias_K
+        if inputs.teacher_pre_embedding_BT is not None:
+            changed["teacher_pre_embedding_BT"] = inputs.teacher_pre_embedding_BT[:, own]
+        found.append(replace(inputs, **changed))  # type: ignore[arg-type]
+    return found
 
 
 def member_slice(widths: Sequence[int], member: int) -> slice:

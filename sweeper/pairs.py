@@ -10,12 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sweeper import registry
+from sweeper.architecture import first_line
 from sweeper.config import SweepConfig
 from sweeper.errors import InputError, SpaceError
 from sweeper.losses import LossContext, MapShape
-from sweeper.space import set_path
+from sweeper.space import nested
 from sweeper.spacefile import SpaceFile
-from sweeper.trial import NO_TEACHER, TrialConfig
+from sweeper.trial import NO_TEACHER, StudentConfig, TrialConfig
 
 if TYPE_CHECKING:
     from sweeper.student import Student
@@ -43,7 +44,7 @@ def _check_students(space: SpaceFile) -> list[str]:
     found = []
     for corner in space.space.corners():
         try:
-            architecture.check(TrialConfig.model_validate(corner).student)
+            architecture.check(StudentConfig.model_validate(corner["student"]))
         except InputError as error:
             found.append(str(error))
     return found
@@ -71,14 +72,13 @@ def _check_pairs(space: SpaceFile) -> list[str]:
 def _pairs(space: SpaceFile) -> list[TrialConfig]:
     """Every combination of teacher, student and loss that can occur; other leaves inside their ranges."""
     points = []
-    paths = ["teacher", "student", "loss.embedding"]
-    for values in space.space.joint_finite(paths, interior=True):
-        tree: dict[str, Any] = {}
-        for path, value in values.items():
-            set_path(tree, path, value)
-        point = TrialConfig.model_validate({**tree, "loss": {**tree.get("loss", {}), "ce": 1.0}})
-        if point.teacher != NO_TEACHER and point.loss.embedding is not None:
-            points.append(point)
+    for paths in (["teacher", "student", "loss.embedding"], ["student", "pretrain"]):
+        for values in space.space.joint_finite(paths, interior=True):
+            tree = nested(values)
+            point = TrialConfig.model_validate({**tree, "loss": {**tree.get("loss", {}), "ce": 1.0}})
+            trial = point.pretraining if "pretrain" in paths else point
+            if trial is not None and trial.teacher != NO_TEACHER and trial.loss.embedding is not None:
+                points.append(trial)
     return points
 
 
@@ -108,7 +108,11 @@ def _context(
     ]
     maps: tuple[tuple[MapShape, ...], tuple[MapShape, ...]] = ((), ())
     if needs_maps:
-        maps = _paired(student.tap_points.shapes, members[0].tap_points.shapes)
+        try:
+            shapes = student.tap_points.shapes
+        except (AssertionError, RuntimeError, ValueError) as error:  # each architecture has its own way to refuse
+            raise InputError(f"the student does not take images of {size} px: {first_line(error)}") from error
+        maps = _paired(shapes, members[0].tap_points.shapes)
     return LossContext(
         student_dim=student.embedding_dim,
         teacher_dim=sum(member.embedding_dim for member in members),

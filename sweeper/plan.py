@@ -17,7 +17,7 @@ from sweeper.datasets import DatasetIndex
 from sweeper.fingerprint import fingerprint
 from sweeper.ledger import ArtifactUse, Charge
 from sweeper.losses import COLUMNS
-from sweeper.space import Space, set_path
+from sweeper.space import Space, nested
 from sweeper.store import Record, Store
 from sweeper.trial import NO_TEACHER, TrialConfig
 
@@ -178,11 +178,12 @@ def _points(space: Space) -> list[TrialConfig]:
     ]
     found = []
     for values in space.joint_finite(paths, interior=True):
-        tree: dict[str, Any] = {"student": {"model": "any"}}
-        for path, value in values.items():
-            if not path.endswith("embedding.weight") or path.replace("weight", "kind") in values:
-                set_path(tree, path, value)
-        found.append(TrialConfig.model_validate(tree).resolved())
+        kept = {
+            path: value
+            for path, value in values.items()
+            if not path.endswith("embedding.weight") or path.replace("weight", "kind") in values
+        }
+        found.append(TrialConfig.model_validate({"student": {"model": "any"}, **nested(kept)}).resolved())
     return found
 
 

@@ -15,7 +15,7 @@ from sweeper.plan import Plan, make_plan
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Store
-from sweeper.trial import NO_POOL, TrialConfig
+from sweeper.trial import NO_POOL, most_epochs
 
 RUN_ID_LENGTH = 10
 
@@ -41,7 +41,7 @@ class Prepared:
     @property
     def max_epochs(self) -> int:
         """The most epochs of any trial of the space."""
-        return max(TrialConfig.model_validate(corner).train.epochs for corner in self.space.space.corners())
+        return most_epochs(self.space.space.corners())
 
 
 def prepare(space: SpaceFile, options: Options) -> Prepared:

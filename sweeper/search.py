@@ -159,6 +159,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "num_epochs": config.train.epochs,
             "accuracy_val": curve[-1][1] if curve else None,
             "cost": {"adapt": cost.adapt, "targets": cost.targets, "synthetic": cost.synthetic, "train": cost.train},
+            "pretrain_seconds": end.get("pretrain_seconds", 0.0),
             "params": end.get("params", 0),
             "curve": curve,
         }

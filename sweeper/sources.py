@@ -55,7 +55,7 @@ class TargetSource(Protocol):
         widths: of the embeddings; several where the members of an ensemble are embedded separately.
         map_shapes: of the maps that `targets` gives, shallow to deep.
         columns: over the whole pool in the canonical view, by name of `losses.COLUMNS`; empty for a live teacher.
-        classifier: weight K x T and bias K.
+        classifiers: weight K x T and bias K of each of them.
     """
 
     @property
@@ -65,7 +65,7 @@ class TargetSource(Protocol):
     def map_shapes(self) -> tuple[MapShape, ...]: ...
 
     @property
-    def classifier(self) -> tuple[Tensor, Tensor]: ...
+    def classifiers(self) -> tuple[tuple[Tensor, Tensor], ...]: ...
 
     def to(self, device: torch.device) -> TargetSource:
         """The same source, its tensors and models on a device."""
@@ -100,14 +100,14 @@ class CachedTargets:
     keys_N: np.ndarray
     views_NV5: np.ndarray
     columns: Mapping[str, Tensor]
-    classifier: tuple[Tensor, Tensor]
+    classifiers: tuple[tuple[Tensor, Tensor], ...]
     widths: tuple[int, ...]
     map_shapes: tuple[MapShape, ...] = ()
 
     def to(self, device: torch.device) -> CachedTargets:
         moved = {name: column.to(device) for name, column in self.columns.items()}
-        weight_KT, bias_K = self.classifier
-        return replace(self, columns=moved, classifier=(weight_KT.to(device), bias_K.to(device)))
+        heads = tuple((weight_KT.to(device), bias_K.to(device)) for weight_KT, bias_K in self.classifiers)
+        return replace(self, columns=moved, classifiers=heads)
 
     def _view(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
         return stored_view(self.keys_N[index], number, self.views_NV5.shape[1])
@@ -160,33 +160,29 @@ def together(members: Sequence[CachedTargets], *, separate: bool) -> CachedTarge
     """An ensemble: averaged logits, embeddings side by side, and the classifier that gives the averaged logits.
 
     Concatenated embeddings are each scaled to a mean length of 1 over the canonical views; its inverse goes into the
-    classifier's columns. With `separate` they keep their scale and `widths` says which entries are whose.
+    classifier's columns. With `separate` they keep their scale, and `widths` and `classifiers` are each member's own.
     """
     if len(members) == 1:
         return members[0]
     first = members[0]
     columns: dict[str, Tensor] = {}
+    scales = [1.0] * len(members)
     if "logits" in first.columns:
         columns["logits"] = torch.stack([m.columns["logits"].float() for m in members]).mean(dim=0).half()
-    weights, biases = [], []
-    for name in ("embedding", "pre_embedding"):
-        if name not in first.columns:
-            continue
-        parts = []
-        for member in members:
-            part = member.columns[name].float()
-            scale = 1.0 if separate else float(part[:, 0].norm(dim=1).mean().clamp(min=1e-12))
-            parts.append(part / scale)
-            if name == "embedding":
-                weights.append(member.classifier[0] * scale / len(members))
-        columns[name] = torch.cat(parts, dim=2).half()
-    biases = [member.classifier[1] for member in members]
-    if not weights:
-        weights = [member.classifier[0] / len(members) for member in members]
-    classifier = (torch.cat(weights, dim=1), torch.stack(biases).mean(dim=0))
+    for name in ("pre_embedding", "embedding"):
+        if name in first.columns:
+            parts = [member.columns[name].float() for member in members]
+            if not separate:
+                scales = [float(part[:, 0].norm(dim=1).mean().clamp(min=1e-12)) for part in parts]
+            columns[name] = torch.cat([p / scale for p, scale in zip(parts, scales, strict=True)], dim=2).half()
+    classifiers = tuple(head for member in members for head in member.classifiers)
     widths = tuple(width for member in members for width in member.widths)
-    whole = widths if separate else (sum(widths),)
-    return replace(first, columns=columns, classifier=classifier, widths=whole)
+    if not separate:  # `scales` are those of the embedding, which comes last
+        share = 1 / len(members)
+        weights = [weight_KT * scale * share for (weight_KT, _), scale in zip(classifiers, scales, strict=True)]
+        bias_K = torch.stack([bias_K for _, bias_K in classifiers]).mean(dim=0)
+        classifiers, widths = ((torch.cat(weights, dim=1), bias_K),), (sum(widths),)
+    return replace(first, columns=columns, classifiers=classifiers, widths=widths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +213,8 @@ class LiveTeacher:
         return tuple(MapShape(*shape) for shape in self.teacher.tap_points.shapes[-self.num_maps :])
 
     @property
-    def classifier(self) -> tuple[Tensor, Tensor]:
-        return self.teacher.classifier.weight, self.teacher.classifier.bias
+    def classifiers(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        return ((self.teacher.classifier.weight, self.teacher.classifier.bias),)
 
     def to(self, device: torch.device) -> LiveTeacher:
         return replace(self, teacher=self.teacher.to(device))

@@ -18,10 +18,18 @@ from sweeper.conditions import ABSENT, get_path, is_active, set_path
 from sweeper.domain import Domain, is_same
 from sweeper.domain_forms import parse_domain
 
-__all__ = ["Domain", "InvalidSpace", "Space", "get_path", "parse_domain", "set_path"]
+__all__ = ["Domain", "InvalidSpace", "Space", "get_path", "nested", "parse_domain", "set_path"]
 
 MAX_COMBINATIONS = 10_000
 MAX_PAIRED = 50  # a `kind` has fewer options; two long lists side by side would make a million corners
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths as the tree that they name."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        set_path(tree, path, value)
+    return tree
 
 
 class InvalidSpace(ValueError):
@@ -48,6 +56,7 @@ class Space:
         self._read(tree, "", problems)
         problems += conditions.problems(self.leaves)
         self._order, circles = conditions.decision_order(self.leaves)
+        self._named = {name for leaf in self.domains.values() for name, _ in leaf.when}
         problems += circles
         if not problems:
             problems += [
@@ -197,7 +206,12 @@ class Space:
                 return (given[path],)
             if not isinstance(leaf, Domain):
                 return (leaf,)
-            return (leaf.interior(),) if leaf.is_continuous and (interior or path in must) else leaf.values()
+            if leaf.is_continuous and (interior or path in must):
+                return (leaf.interior(),)
+            # a long range of whole numbers, too; where conditions name it, each of its values counts
+            if interior and leaf.kind != "choice" and path not in self._named:
+                return leaf.representatives()
+            return leaf.values()
 
         def extend(position: int, chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if position == len(order):

@@ -5,6 +5,7 @@ Models only: reading YAML is `spacefile`, domains and conditions are `space`, th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -119,6 +120,11 @@ class TrainConfig(Settings):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Probability = 0.05
     precision: Literal["fp32", "bf16"] = "fp32"
+
+
+def most_epochs(corners: Iterable[Mapping[str, Any]]) -> int:
+    """The most epochs of any trial of a space; its corners need not be trials (a weight may be at its open end)."""
+    return max(TrainConfig.model_validate(corner.get("train", {})).epochs for corner in corners)
 
 
 class Pretrain(Settings):

@@ -57,7 +57,7 @@ def made_up_targets(split: ImageSplit, keys_N: np.ndarray, config: ViewConfig = 
         keys_N=keys_N,
         views_NV5=boxes_NV5,
         columns={name: torch.from_numpy(values).half() for name, values in columns.items()},
-        classifier=classifier,
+        classifiers=(classifier,),
         widths=(WIDTH,),
     )
 

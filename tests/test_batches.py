@@ -229,7 +229,7 @@ def test_targets_follow_their_samples(store: Store) -> None:
     told = data.source.columns["logits"]
     assert told.shape == (9, VIEWS.per_image, 2)
     assert data.source.columns["embedding"].shape == (9, VIEWS.per_image, 4)
-    assert (data.source.widths, data.source.classifier[1].tolist()) == ((4,), [1.0, -1.0])
+    assert (data.source.widths, data.source.classifiers[0][1].tolist()) == ((4,), [1.0, -1.0])
     assert set(read(store, refs, needs="logits labels").source.columns) == {"logits"}
     assert torch.equal(told[..., 1], torch.arange(VIEWS.per_image).expand(9, -1).half())
     expected = torch.tensor((data.keys_N % np.uint64(1000)).astype(np.float32)).half()

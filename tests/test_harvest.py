@@ -131,11 +131,11 @@ def test_every_file_is_there_and_the_run_is_finished(run: Run) -> None:
 def test_columns_are_exact(run: Run) -> None:
     with (run.folder.path / "pareto.csv").open(newline="") as file:
         header = next(csv.reader(file))
-    assert header == [*COLUMNS, "role", "model_accuracy_test"]
+    assert header == [*COLUMNS, "role", "model_accuracy_test", "gpu_hours_pretrain"]
     assert pq.read_schema(run.folder.path / "pareto.parquet").names == header
     assert pq.read_schema(run.folder.path / "ablation.parquet").names == header
     names = pq.read_schema(run.folder.path / "trials.parquet").names
-    assert names == [*COLUMNS, "state", "error", "config", "on_front"]
+    assert names == [*COLUMNS, "state", "error", "config", "on_front", "gpu_hours_pretrain"]
 
 
 def test_hours_are_the_sum_of_their_parts(run: Run) -> None:

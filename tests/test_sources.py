@@ -61,7 +61,7 @@ def cache_of(teacher: Any, config: ViewConfig = VIEWS) -> CachedTargets:
         keys_N=keys(),
         views_NV5=boxes_NV5,
         columns={name: torch.from_numpy(np.stack([view[name] for view in told], axis=1)) for name in columns},
-        classifier=(teacher.classifier.weight, teacher.classifier.bias),
+        classifiers=((teacher.classifier.weight, teacher.classifier.bias),),
         widths=(teacher.embedding_dim,),
     )
 
@@ -140,7 +140,7 @@ class TestSameFromBoth:
         assert cached.widths == running.widths == (teacher.embedding_dim,)
         told = ask(running, np.arange(NUM), np.zeros(NUM, dtype=np.int64))
         for source in (cached, running):
-            weight_KT, bias_K = source.classifier
+            ((weight_KT, bias_K),) = source.classifiers
             torch.testing.assert_close(told.embedding_BT @ weight_KT.T + bias_K, told.logits_BK)
 
     def test_only_a_cache_knows_the_whole_pool(self) -> None:
@@ -255,7 +255,7 @@ def made_up(width: int, scale: float, seed: int) -> CachedTargets:
             "embedding": embedding.half(),
             "pre_embedding": (3 * embedding - 1).half(),
         },
-        classifier=(weight_KT, bias_K),
+        classifiers=((weight_KT, bias_K),),
         widths=(width,),
     )
 
@@ -270,10 +270,13 @@ class TestTogether:
         whole = together(MEMBERS, separate=separate)
         expected = torch.stack([m.columns["logits"].double() for m in MEMBERS]).mean(dim=0)
         torch.testing.assert_close(whole.columns["logits"].double(), expected, **FP16)
-        weight_KT, bias_K = whole.classifier
-        told = whole.columns["embedding"].float() @ weight_KT.T + bias_K
-        # each of the 15 products is rounded by 2^-11 of itself
-        size = (whole.columns["embedding"].float().abs() @ weight_KT.T.abs() + bias_K.abs()).max()
+        embedding = whole.columns["embedding"].float()
+        blocks = BLOCKS if separate else (slice(0, 15),)
+        heads = list(zip(blocks, whole.classifiers, strict=True))
+        told = torch.stack([embedding[..., own] @ weight_KT.T + bias_K for own, (weight_KT, bias_K) in heads]).mean(0)
+        # each of the products is rounded by 2^-11 of itself
+        sizes = [embedding[..., own].abs() @ weight_KT.T.abs() + bias_K.abs() for own, (weight_KT, bias_K) in heads]
+        size = torch.stack(sizes).max()
         torch.testing.assert_close(told, whole.columns["logits"].float(), rtol=0, atol=float(size) * 2.0**-10)
         assert all(column.dtype == torch.float16 for column in whole.columns.values())
         assert whole.views_NV5 is MEMBERS[0].views_NV5
@@ -311,14 +314,14 @@ class TestTogether:
         dead = replace(MEMBERS[0], columns={name: 0 * values for name, values in MEMBERS[0].columns.items()})
         whole = together([dead, MEMBERS[1]], separate=False)
         assert all(column.isfinite().all() for column in whole.columns.values())
-        assert all(tensor.isfinite().all() for tensor in whole.classifier)
+        assert all(tensor.isfinite().all() for tensor in whole.classifiers[0])
 
 
 class TestTo:
     def test_a_cache_moves_all_of_its_tensors(self) -> None:
         moved = MEMBERS[0].to(torch.device("meta"))
-        assert all(tensor.is_meta for tensor in (*moved.columns.values(), *moved.classifier))
-        assert not any(tensor.is_meta for tensor in (*MEMBERS[0].columns.values(), *MEMBERS[0].classifier))
+        assert all(tensor.is_meta for tensor in (*moved.columns.values(), *moved.classifiers[0]))
+        assert not any(tensor.is_meta for tensor in (*MEMBERS[0].columns.values(), *MEMBERS[0].classifiers[0]))
         assert isinstance(moved.views_NV5, np.ndarray)
         assert (moved.widths, moved.map_shapes) == (MEMBERS[0].widths, MEMBERS[0].map_shapes)
 
@@ -327,5 +330,5 @@ class TestTo:
         shapes = source.map_shapes
         moved = source.to(torch.device("meta"))
         assert all(tensor.is_meta for tensor in (*moved.teacher.parameters(), *moved.teacher.buffers()))
-        assert all(tensor.is_meta for tensor in moved.classifier)
+        assert all(tensor.is_meta for tensor in moved.classifiers[0])
         assert moved.map_shapes == shapes

@@ -6,7 +6,7 @@ loss is built, so that a space file can be read without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -75,37 +75,66 @@ class Normalized(nn.Module):
     Published default weights span .02 to 30000 (METHOD section 3); behind this, `weight` compares losses. The size of a
     batch is the sum of |summand|, which does not vanish where terms of opposite sign cancel. The divisor is the mean
     size of the batches so far, up to the 16th, then fixed; batches in which the loss is exactly 0 (no label to use)
-    do not count. Both counters are buffers: a resumed trial goes on with the same divisor. With several workers the
-    mean is taken over all of them, so that they descend on one objective. [ours]
+    do not count. Both counters are buffers: a resumed trial goes on with the same divisor. [ours]
+
+    Where several workers train one student, the mean runs over the shares of all of them: `pending` holds what this
+    worker measured until `share_sizes` has added up everybody's.
     """
 
     size: Tensor
     batches: Tensor
+    pending: Tensor
 
     def __init__(self, loss: Float32Loss) -> None:
         super().__init__()
         self.loss = loss
         self.register_buffer("size", torch.zeros(()))
         self.register_buffer("batches", torch.zeros(()))
+        self.register_buffer("pending", torch.zeros(2), persistent=False)
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """The normalised loss, a float32 scalar; in evaluation mode the divisor stays."""
         parts = torch.stack(self.loss.summands(inputs))
         if self.training:
-            self._measure(parts.detach().abs().sum())
-        scale = torch.where(self.batches > 0, self.size, 1.0)
-        return parts.sum() / scale * self.loss.factor(inputs.progress)
+            size = parts.detach().abs().sum()
+            counts = (self.batches < NORMALIZING_BATCHES) & (size > 0) & size.isfinite()
+            self.pending += torch.where(counts, torch.stack([size, torch.ones_like(size)]), 0.0)
+        mean, batches = self._with_pending()
+        if self.training and not _is_shared():
+            self.take(self.pending)
+        return parts.sum() / torch.where(batches > 0, mean, 1.0) * self.loss.factor(inputs.progress)
 
-    def _measure(self, size: Tensor) -> None:
-        """Take a batch's size into the running mean, without waiting for the device."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(size)
-            size = size / torch.distributed.get_world_size()
-        counts = (self.batches < NORMALIZING_BATCHES) & (size > 0) & size.isfinite()
-        after = self.batches + counts
-        mean = self.size + (size - self.size) / after.clamp(min=1)
-        self.size.copy_(torch.where(counts, mean, self.size))
-        self.batches.copy_(after)
+    def _with_pending(self) -> tuple[Tensor, Tensor]:
+        total, count = self.pending.unbind()
+        batches = self.batches + count
+        return self.size + (total - self.size * count) / batches.clamp(min=1), batches
+
+    def take(self, measured: Tensor) -> None:
+        """Count measurements, given as their sum and their number, into the divisor."""
+        self.pending.copy_(measured)
+        mean, batches = self._with_pending()
+        self.size.copy_(mean)
+        self.batches.copy_(batches)
+        self.pending.zero_()
+
+
+def _is_shared() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def share_sizes(terms: Sequence[Normalized]) -> bool:
+    """Add up what all workers measured in this step; every worker calls it in every step, whatever its share held.
+
+    Returns:
+        Whether all divisors are fixed, so that nothing is left to be shared. True with a single worker.
+    """
+    if not terms or not _is_shared():
+        return True
+    measured = torch.stack([term.pending for term in terms])
+    torch.distributed.all_reduce(measured)
+    for term, sums in zip(terms, measured, strict=True):
+        term.take(sums)
+    return all(bool(term.batches >= NORMALIZING_BATCHES) for term in terms)
 
 
 def float32(inputs: LossInputs) -> LossInputs:

@@ -71,8 +71,6 @@ def build(config: Config, class_names: Sequence[str]) -> TimmTeacher:
     """
     import torch
 
-    from sweeper.teachers._timm_module import TimmTeacher
-
     path = _local_weights(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -84,13 +82,7 @@ def build(config: Config, class_names: Sequence[str]) -> TimmTeacher:
             model = _create(config, num_classes=len(class_names))
         else:
             model = _from_hub(config)
-    size = config.input_size or config.model_args.get("img_size")
-    try:
-        teacher = TimmTeacher(model, size)
-    except (AssertionError, RuntimeError) as error:
-        raise InputError(
-            f"input_size: {config.model or config.weights} does not take images of {size} px: {error}"
-        ) from None
+    teacher = _wrapped(model, config)
     if teacher.classes == len(class_names) and teacher.classifier is not None:
         return teacher
     if config.adapt == "none":
@@ -107,13 +99,22 @@ def sketch(config: Config, class_names: Sequence[str]) -> TimmTeacher:
 
     For shapes and counts, on torch's meta device where it is built under one.
     """
-    from sweeper.teachers._timm_module import TimmTeacher
-
     path = _local_weights(config)
     if path is not None and path.is_dir():
         config = config.model_copy(update={"model": f"local-dir:{path}"})
-    model = _create(config, num_classes=len(class_names))
-    return TimmTeacher(model, config.input_size or config.model_args.get("img_size"))
+    return _wrapped(_create(config, num_classes=len(class_names)), config)
+
+
+def _wrapped(model: torch.nn.Module, config: Config) -> TimmTeacher:
+    from sweeper.teachers._timm_module import TimmTeacher
+
+    size = config.input_size or config.model_args.get("img_size")
+    try:
+        return TimmTeacher(model, size)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"input_size: {config.model or config.weights} does not take images of {size} px: {error}"
+        ) from None
 
 
 def flops_an_image(config: Config, class_names: Sequence[str]) -> float | None:
