@@ -1,5 +1,7 @@
 """Where a batch's targets come from: the cache, or a teacher that runs in the loop. A loss can not tell which.
 
+What the cache is made of (`view_targets`) stands here too, beside what reads it, and needs no Ray.
+
 Both show the student the same views in the same order: in pass q, sample i is seen under stored view
 1 + (q + key_i) % (V - 1), so that neighbours in a batch are not all at the same view number. The cache reads that
 view's row; a live teacher looks at the image under that view's box, which the counter-based generator draws again.
@@ -130,6 +132,18 @@ class CachedTargets:
     def canonical(self, column: str) -> Tensor | None:
         found = self.columns.get(column)
         return None if found is None else found[:, 0].float()
+
+
+@torch.no_grad()
+def view_targets(
+    teacher: Any, columns: Sequence[str], images_BCHW: torch.Tensor, boxes_B5: np.ndarray, device: torch.device
+) -> dict[str, np.ndarray]:
+    """The teacher's fp16 outputs [B, width] by column, of images under their boxes, at its own resolution."""
+    boxes = torch.from_numpy(np.ascontiguousarray(boxes_B5, dtype=np.float32)).to(device)
+    seen_BCHW = views.apply_views(images_BCHW.to(device), boxes, teacher.input_size)
+    out = teacher(seen_BCHW, pre="pre_embedding" in columns)
+    found = {"logits": out.logits_BK, "embedding": out.embedding_BD, "pre_embedding": out.pre_embedding_BD}
+    return {name: found[name].half().cpu().numpy() for name in columns}
 
 
 def stored_columns(table: pa.Table, sample_ids: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:

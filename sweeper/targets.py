@@ -24,6 +24,7 @@ from sweeper.ledger import Charge, DeviceTimer, device_name
 from sweeper.plan import Artifact
 from sweeper.registry import Settings
 from sweeper.shards import Progress, Shape, Summary, fixed_lists
+from sweeper.sources import view_targets
 from sweeper.store import Record, Store
 from sweeper.views import ViewConfig
 
@@ -53,18 +54,6 @@ class PassSpec:
     class_names: tuple[str, ...]
     prefixes: Mapping[str, str]  # image-set key -> staged prefix
     checked_share: float = 1.0  # rows of each batch that are compared with a live forward; `build` sets it
-
-
-@torch.no_grad()
-def view_targets(
-    teacher: Any, columns: Sequence[str], images_BCHW: torch.Tensor, boxes_B5: np.ndarray, device: torch.device
-) -> dict[str, np.ndarray]:
-    """The teacher's fp16 outputs [B, width] by column, of images under their boxes, at its own resolution."""
-    boxes = torch.from_numpy(np.ascontiguousarray(boxes_B5, dtype=np.float32)).to(device)
-    seen_BCHW = views.apply_views(images_BCHW.to(device), boxes, teacher.input_size)
-    out = teacher(seen_BCHW, pre="pre_embedding" in columns)
-    found = {"logits": out.logits_BK, "embedding": out.embedding_BD, "pre_embedding": out.pre_embedding_BD}
-    return {name: found[name].half().cpu().numpy() for name in columns}
 
 
 class TargetsWorker:

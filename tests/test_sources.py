@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from sweeper import views
 from sweeper.batches import BatchStream
 from sweeper.losses import COLUMNS, MapShape
-from sweeper.sources import CachedTargets, LiveTeacher, Sight, TeacherBatch, stored_view, together
-from sweeper.targets import view_targets
+from sweeper.sources import CachedTargets, LiveTeacher, Sight, TeacherBatch, stored_view, together, view_targets
 from sweeper.teachers import timm as timm_teacher
 from sweeper.views import ViewConfig
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_the_whole_pool_is_what_the_embedded_teachers_saw() -> None:
 def test_a_larger_draw_contains_a_smaller_one(seed: int) -> None:
     draws = [set(pool(count, seed).sample_ids) for count in (2, 100, 500, 999, 1000)]
     assert [len(draw) for draw in draws] == [2, 100, 500, 999, 1000]
-    assert all(few < more for few, more in zip(draws, draws[1:], strict=False))
+    assert all(few < more for few, more in itertools.pairwise(draws))
 
 
 def test_the_seed_draws_other_images_and_the_same_seed_the_same() -> None:
