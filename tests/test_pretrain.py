@@ -31,7 +31,7 @@ from samples import (
     sweep_config,
     trial_data,
 )
-from small_sweep import Stages
+from small_sweep import Built, Stages, space_tree
 
 from sweeper import adapted, artifacts, checkpoints, harvest, search, spacefile, train
 from sweeper import student as students
@@ -41,12 +41,11 @@ from sweeper.config import SweepConfig
 from sweeper.console import Console
 from sweeper.datasets import DatasetIndex
 from sweeper.errors import InputError, SpaceError
-from sweeper.lane import Job, lanes
+from sweeper.lane import Job, LanePool
 from sweeper.ledger import Charge, Cost, training_charges
 from sweeper.plan import Plan, artifact_uses, make_plan
 from sweeper.prepared import Options, Prepared, header, prepare
 from sweeper.results import COLUMNS, RunFolder
-from sweeper.slots import LanePlan
 from sweeper.store import Record, Store
 from sweeper.study import Study
 from sweeper.sweep import Sweep, data_refs, pool_refs
@@ -55,6 +54,7 @@ from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit
 from sweeper.trial import NO_TEACHER, Pretrain, StudentConfig, TrialConfig
 
 CPU = torch.device("cpu")
+PATIENCE_S = 180.0  # a deadline, not a duration
 KDEP = {"embedding": {"kind": "kdep"}}
 
 
@@ -736,11 +736,21 @@ def test_a_teacher_in_the_loop_of_a_pool_knows_the_tasks_classes(store: Store) -
     assert data.source.classifier[0].shape[0] == 10
 
 
-SWEPT = changed(
-    (POOL_LINE, "choice: [tenth]"),
-    ("teacher: {choice: [vit, none]}", "teacher: none"),
-    ("search: {trials: 2}", "search: {trials: 2, sampler: random}\nfinalists: {count: 1, seeds: 1}"),
-)
+def swept_tree(generator: Path) -> dict[str, Any]:
+    """The tests' small sweep with a pre-training in every trial; its store holds all but the pool and its targets."""
+    trial = {
+        "pretrain": {"pool": "tenth", "teacher": "cnn", "train": {"epochs": 2, "batch_size": 16}},
+        "student": {"model": ARCHITECTURE},
+        "train": {"epochs": 2, "batch_size": 16, "lr": {"loguniform": [1.0e-3, 1.0e-2]}},
+    }
+    return space_tree(
+        generator,
+        name="swept",
+        pools={"tenth": {"kind": "digits_pool", "count": 40, "image_size": 16}},
+        trial=trial,
+        search={"trials": 2, "sampler": "random"},
+        finalists={"count": 1, "seeds": 1},
+    )
 
 
 @dataclass(frozen=True)
@@ -764,34 +774,31 @@ class Swept:
 
 
 @pytest.fixture(scope="module")
-def swept(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(built: Built, pool: LanePool, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("swept")
-    found, stages = prepared(folder, SWEPT), Stages()
+    options = Options(results=str(folder / "results"), store=built.store.uri)
+    space = load(folder, yaml.safe_dump(swept_tree(built.generator), sort_keys=False))
+    found, stages = prepare(space, options), Stages()
     records = artifacts.build(found.plan, found.store, stages)
-    quiet = Console(quiet=True, stream=io.StringIO(), errors=io.StringIO())
-    messages: list[dict[str, Any]] = []
-    with lanes(LanePlan(1, 1, 1, 0.0), found.store.uri, folder / "work") as pool:
-        sweep = Sweep(found, records, pool, quiet)
-        found.folder.path.mkdir(parents=True)
+    sweep = Sweep(found, records, pool, Console(quiet=True, stream=io.StringIO(), errors=io.StringIO()))
+    found.folder.path.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "job_id", lambda number: f"swept-{number}")  # the lane's job names are shared
         book = sweep.search(folder / "work")
-        finals = sweep.finalists(book)
-        config = TrialConfig.model_validate(book.trials()[0].user_attrs["config"])
-        job = sweep.job(config, seed=3, final=True)
-        pool.submit("again", job)
-        while not messages or messages[-1]["type"] == "report":
-            messages.append(ray.get(pool.mailbox.next_message.remote("again"), timeout=180))
+    finals = sweep.finalists(book)
+    job = sweep.job(TrialConfig.model_validate(book.trials()[0].user_attrs["config"]), seed=3, final=True)
+    pool.submit("swept again", job)
+    messages: list[dict[str, Any]] = []
+    while not messages or messages[-1]["type"] == "report":
+        messages.append(ray.get(pool.mailbox.next_message.remote("swept again"), timeout=PATIENCE_S))
     found.folder.write_space(spacefile.resolved(found.plan.config))
     harvest.write(found.folder, found.plan, records, book, finals)
     return Swept(found, records, stages, job, messages)
 
 
 def test_pools_are_built_like_datasets_and_read_without_classes(swept: Swept) -> None:
-    assert [(stage.name, stage.done) for stage in swept.stages.opened] == [
-        ("images", 667),
-        ("images (tenth)", 40),
-        ("adapt", 1),
-        ("targets (cnn)", 80),
-    ]
+    opened = [(stage.name, stage.done) for stage in swept.stages.opened]
+    assert opened == [("images (tenth)", 40), ("targets (cnn)", 40 * 3)], "the rest was there"
     assert swept.job.pool is not None
     first = TrialConfig.model_validate(swept.job.config).pretraining
     assert first is not None
