@@ -98,7 +98,7 @@ def image_split(table: pa.Table, image_size: int) -> ImageSplit:
     """Rows of an images artifact (raw HWC bytes) as tensors."""
     raw = np.frombuffer(b"".join(table["image"].to_pylist()), dtype=np.uint8)
     images_BHWC = raw.reshape(len(table), image_size, image_size, 3)
-    images_BCHW = torch.from_numpy(np.ascontiguousarray(images_BHWC.transpose(0, 3, 1, 2)))
+    images_BCHW = torch.from_numpy(images_BHWC.transpose(0, 3, 1, 2).copy())
     return ImageSplit(images_BCHW, torch.from_numpy(table["label"].to_numpy().astype(np.int64)))
 
 
@@ -157,7 +157,7 @@ class DataCache:
         live = [teacher for teacher in refs.teachers if not teacher.targets]
         source: TargetSource | None = None
         if live:
-            source = self._live(live[0], needs, class_names, keys_N, view_config, view_seed)
+            source = self._live(live[0], needs, keys_N, view_config, view_seed)
         elif refs.teachers:
             members = [self._cached(teacher, needs, ids, keys_N) for teacher in refs.teachers]
             source = sources.together(members, separate=refs.is_separate)
@@ -201,13 +201,14 @@ class DataCache:
         self,
         refs: TeacherRefs,
         needs: frozenset[str],
-        class_names: Sequence[str],
         keys_N: np.ndarray,
         view_config: ViewConfig,
         view_seed: int,
     ) -> LiveTeacher:
         """The teacher itself; kept for the trials that follow."""
         if refs.adapt not in self._teachers:
+            (images, *_) = self.record(refs.adapt).dependencies  # of the task; those of a pool have no classes
+            class_names = self.record(images).meta["class_names"]
             self._teachers = {refs.adapt: adapted.load_teacher(self.store, refs.adapt, refs.config, class_names)}
         teacher = self._teachers[refs.adapt]
         num_maps = len(teacher.tap_points.maps) if "maps" in needs else 0

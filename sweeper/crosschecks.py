@@ -16,8 +16,8 @@ from sweeper.config import TOGETHER, SweepConfig
 from sweeper.domain import Domain, is_same, nearest
 from sweeper.explain import Problem, model_at
 from sweeper.losses import ONLINE
-from sweeper.space import Space
-from sweeper.trial import NO_EMBEDDING, NO_POOL, NO_TEACHER, embedding_kinds
+from sweeper.space import Space, set_path
+from sweeper.trial import NO_EMBEDDING, NO_POOL, NO_TEACHER, Pretrain, embedding_kinds
 
 FINITE = {
     "teacher": "each teacher is adapted and its targets are cached before the search",
@@ -56,10 +56,12 @@ def problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown_names(space, "pretrain.pool", "pools", _names(tree.get("pools")), NO_POOL)
         single = _names(tree.get("teachers"))
         yield from _unknown_names(space, "pretrain.teacher", "teachers", single, NO_TEACHER)
+        yield from _pretraining(space, tree)
     if not unlisted & {"synthetic.source", "synthetic.ratio"}:
         yield from _unknown_names(space, "synthetic.source", "synthetic", _names(tree.get("synthetic")), None)
         yield from _ratio_problems(space, tree)
-    yield from _settings_without_effect(space)
+    for section in ("loss.embedding", "pretrain.loss.embedding"):
+        yield from _settings_without_effect(space, section)
 
 
 def _names(section: Any) -> list[str]:
@@ -101,6 +103,39 @@ def _in_the_loop(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
             what = f"{kind!r} looks at a batch as a whole and can not treat synthetic images apart"
             hint = "needs synthetic.embedding: same and synthetic.weight: 1"
             yield Problem(path="trial.loss.embedding.kind", what=what, hint=hint, value=kind)
+
+
+def _pretraining(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """What no pool can teach: nothing at all, by labels that it does not have, or an ensemble in the loop."""
+    paths = ["pool", "teacher", "loss.kl.weight", "loss.embedding", "loss.embedding.kind", "loss.embedding.weight"]
+    said: set[str] = set()
+    for together in space.joint_finite([f"pretrain.{path}" for path in paths], interior=True):
+        point: dict[str, Any] = {}
+        for path, value in together.items():
+            if path != "pretrain.loss.embedding" or not isinstance(value, Mapping):
+                set_path(point, path, value)
+        try:
+            first = Pretrain.model_validate(point.get("pretrain", {}))
+        except ValidationError:  # the corners say what is wrong
+            continue
+        loss: Any = first.loss.embedding
+        kind = str(loss.kind) if loss is not None and loss.weight > 0 else NO_EMBEDDING
+        if first.pool == NO_POOL or kind in said:
+            continue
+        needs = registry.load("losses", kind).NEEDS if kind != NO_EMBEDDING else frozenset()
+        what = ""
+        if kind == NO_EMBEDDING and first.loss.kl.weight == 0:
+            what = f"with pool {first.pool!r}, kl.weight 0 and no embedding loss there is nothing to train on"
+        elif "labels" in needs:
+            what = f"{kind!r} reads labels, and a pool has none"
+        elif needs & ONLINE and _is_ensemble(tree, first.teacher):
+            what = (
+                f"{kind!r} runs the teacher in the loop, and {first.teacher!r} is an ensemble, made of cached targets"
+            )
+        if what:
+            said.add(kind)
+            path = "trial.pretrain.loss.embedding.kind" if kind != NO_EMBEDDING else "trial.pretrain.loss"
+            yield Problem(path=path, what=what, value=kind, is_cross=kind == NO_EMBEDDING)
 
 
 def _is_ensemble(tree: Mapping[str, Any], teacher: Any) -> bool:
@@ -148,10 +183,9 @@ def _max_ratio(tree: Mapping[str, Any], source: str) -> float | None:
         return None
 
 
-def _settings_without_effect(space: Space) -> Iterator[Problem]:
+def _settings_without_effect(space: Space, section: str) -> Iterator[Problem]:
     """A setting that no loss beside it has: a trial leaves out other kinds' settings without a word."""
     known = embedding_kinds()
-    section = "loss.embedding"
     for path in space.leaves:
         name = path.removeprefix(f"{section}.")
         if name in ("kind", path) or "." in name:

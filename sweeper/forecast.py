@@ -205,7 +205,7 @@ def _points(space: Space) -> list[TrialConfig]:
     """Every combination of what decides a training's length, other leaves at their defaults."""
     paths = ["student", "synthetic.source", "synthetic.ratio", "train.epochs", "train.epoch_size", "train.batch_size"]
     paths += ["pretrain.pool", "pretrain.teacher", *(f"pretrain.{path}" for path in paths if path.startswith("train."))]
-    paths += ["teacher", "loss.embedding.kind"]  # who may run in the loop
+    paths += ["teacher", "loss.embedding.kind", "pretrain.loss.embedding.kind"]  # who may run in the loop
     try:
         trees = [nested(values) for values in space.joint_finite(paths, interior=True)]
     except ValueError:  # more combinations than it lists: the corners stand for them
@@ -214,8 +214,8 @@ def _points(space: Space) -> list[TrialConfig]:
     return [TrialConfig.model_validate({**tree, "loss": {**tree.get("loss", {}), "ce": 1.0}}) for tree in trees]
 
 
-def _training_seconds(plan: Plan, points: Sequence[TrialConfig], counted: _Counted) -> float | None:
-    """Mean device-seconds of a whole training over the points whose students can be counted."""
+def _training_seconds(plan: Plan, points: Sequence[TrialConfig], counted: _Counted) -> tuple[float, float] | None:
+    """Mean device-seconds of a pre-training and of the task, over the points whose students can be counted."""
     students = {fingerprint(point.student): point.student for point in points}
     step = math.ceil(len(students) / MOST_STUDENTS)
     size = int(plan.config.dataset.image_size)  # type: ignore[attr-defined]
@@ -227,12 +227,16 @@ def _training_seconds(plan: Plan, points: Sequence[TrialConfig], counted: _Count
         if forward is None:
             continue
         num_images = plan.num_train + plan.num_synthetic(point)
-        total = _recipe_seconds(point.train, forward, num_images, num_val, counted.slot, counted.live_flops(point))
+        task = _recipe_seconds(point.train, forward, num_images, num_val, counted.slot, counted.live_flops(point))
+        before = 0.0
         if point.pretraining is not None:
             first, pool = point.pretraining, plan.pools[point.pretrain.pool].units
-            total += _recipe_seconds(first.train, forward, pool, 0, counted.slot, counted.live_flops(first))
-        found.append(total)
-    return math.fsum(found) / len(found) if found else None
+            before = _recipe_seconds(first.train, forward, pool, 0, counted.slot, counted.live_flops(first))
+        found.append((before, task))
+    if not found:
+        return None
+    befores, tasks = zip(*found, strict=True)
+    return math.fsum(befores) / len(found), math.fsum(tasks) / len(found)
 
 
 def _recipe_seconds(
@@ -261,24 +265,27 @@ def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> f
     return flops.forward_flops(make, lambda model: model(torch.empty(1, 3, image_size, image_size)))
 
 
-def _search_seconds(config: SweepConfig, space: Space, training: float, shared: float) -> tuple[float, float]:
+def _search_seconds(
+    config: SweepConfig, space: Space, training: tuple[float, float], shared: float
+) -> tuple[float, float]:
     """Device-seconds of the search, its scheduler's early stops expected, and of the finalists.
 
     Args:
-        training: mean seconds of a whole training.
+        training: mean seconds of a pre-training, which no scheduler stops, and of a whole training on the task.
         shared: seconds of the artifacts, which count into a budget of GPU-hours.
     """
     scheduler: Any = config.search.scheduler
     share: Callable[..., float] | None = getattr(registry.load("schedulers", scheduler.kind), "expected_share", None)
     max_epochs = most_epochs(space.corners())
+    before, task = training
     budgets = []
     if config.search.trials is not None:
-        budgets.append(config.search.trials * training * (share(scheduler, max_epochs) if share else 1.0))
+        budgets.append(config.search.trials * (before + task * (share(scheduler, max_epochs) if share else 1.0)))
     if config.search.gpu_hours is not None:
         budgets.append(max(0.0, config.search.gpu_hours * 3600 - shared))
     final = config.finalists
-    num_arms = 2 if final.ablate and config.teachers else 0  # the third arm is a finalist, as a rule
-    return min(budgets), (final.count + num_arms) * final.seeds * training
+    num_arms = 2 + bool(config.pools) if final.ablate and config.teachers else 0  # one more is a finalist, as a rule
+    return min(budgets), (final.count + num_arms) * final.seeds * (before + task)
 
 
 def _local_lanes(config: SweepConfig, slot: str) -> int:

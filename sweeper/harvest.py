@@ -107,10 +107,11 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
             name = finalists.job_name(final.entry.config, final.summary.model_seed)
             folder.write_model(final.entry.trial, final.outcomes.model(name))
     counts = plan.index.split_counts()
+    read = [records[item.key] for item in (plan.images, *plan.pools.values())]
     facts = {
         "images": f"{counts['train']} train, {counts['val']} val, {counts['test']} test",
         "classes": ", ".join(plan.index.class_names),
-        "unreadable": ", ".join(x["sample_id"] for x in records[plan.images.key].meta["unreadable"]) or "none",
+        "unreadable": ", ".join(lost["sample_id"] for r in read for lost in r.meta["unreadable"]) or "none",
         "trials": f"{len(rows)} ({sum(row.state == 'stopped' for row in rows)} stopped early, "
         f"{sum(row.state == 'failed' for row in rows)} failed)",
     }

@@ -141,10 +141,11 @@ def fit_square(image: Image.Image | npt.NDArray[np.uint8], size: int) -> bytes:
 
 def _check(store: Store, prefix: str, index: DatasetIndex, unreadable: dict[str, str]) -> dict[str, int]:
     """Compare what was written with the index. Returns the number of images that each split keeps."""
+    where = "dataset" if index.class_names else "pools"
     if len(unreadable) > MAX_UNREADABLE * len(index):
         listed = shorten([f"{sample_id} ({error})" for sample_id, error in sorted(unreadable.items())], limit=5)
         raise InputError(
-            f"dataset: {len(unreadable):,} of {len(index):,} images cannot be read "
+            f"{where}: {len(unreadable):,} of {len(index):,} images cannot be read "
             f"({len(unreadable) / len(index):.1%}, at most {MAX_UNREADABLE:.0%} is allowed): {listed}; "
             "repair these files or remove them"
         )
@@ -161,7 +162,7 @@ def _check(store: Store, prefix: str, index: DatasetIndex, unreadable: dict[str,
     lost += [f"class {name} of train" for label, name in enumerate(index.class_names) if label not in trained]
     if lost:
         raise InputError(
-            f"dataset: every image of {shorten(lost)} is unreadable ({shorten(sorted(unreadable))}); replace them"
+            f"{where}: every image of {shorten(lost)} is unreadable ({shorten(sorted(unreadable))}); replace them"
         )
     return counts
 

@@ -71,7 +71,8 @@ class Plan:
     def artifacts(self) -> list[Artifact]:
         """In the order in which they can be built."""
         ranges = [part for parts in self.synthetic.values() for part in parts]
-        return [self.images, *self.pools.values(), *self.adapt.values(), *ranges, *self.targets.values()]
+        pools = {item.key: item for item in self.pools.values()}  # two of equal content are one
+        return [self.images, *pools.values(), *self.adapt.values(), *ranges, *self.targets.values()]
 
     def missing(self, store: Store) -> list[Artifact]:
         """Those that the store does not hold."""
@@ -156,10 +157,12 @@ def make_plan(
     teachers = [name for name in config.teachers if name in needed]
     adapt = {name: _adapt(config, name, index, images) for name in teachers}
     targets: dict[tuple[str, str], Artifact] = {}
+    trained = {pools[name].key: found.split_counts()["train"] for name, found in indexes.items()}
+    trained[images.key] = num_train
     for part in (images, *(part for parts in synthetic.values() for part in parts), *pools.values()):
         for teacher in teachers:
             if columns := needed[teacher].get(part.key):
-                units = num_train if part is images else part.units
+                units = trained.get(part.key, part.units)
                 targets[teacher, part.key] = _targets(config, teacher, adapt[teacher], part, units, columns, store)
     ordered = {pair: targets[pair] for name in teachers for pair in targets if pair[0] == name}
     return Plan(config, index, images, adapt, synthetic, ordered, pools, indexes)

@@ -92,13 +92,15 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
 
 def _report(plan: Plan, records: Mapping[str, Record], console: Console) -> None:
     """Images that could not be read, and what the adapted teachers can do, before the search begins."""
-    unreadable = records[plan.images.key].meta["unreadable"]
-    if unreadable:
-        console.message(f"{len(unreadable)} of {len(plan.index)} images could not be read and are left out:", "yellow")
-        for item in unreadable[:10]:
-            console.message(f"  {item['sample_id']}: {item['error']}")
-        if len(unreadable) > 10:
-            console.message("  and others, all listed in environment.json")
+    for title, item in {"": plan.images, **{f" of pool {name}": pool for name, pool in plan.pools.items()}}.items():
+        unreadable = records[item.key].meta["unreadable"]
+        if unreadable:
+            what = f"{len(unreadable)} of {item.units} images{title} could not be read and are left out:"
+            console.message(what, "yellow")
+            for lost in unreadable[:10]:
+                console.message(f"  {lost['sample_id']}: {lost['error']}")
+            if len(unreadable) > 10:
+                console.message("  and others, all listed in environment.json")
     for name, item in plan.adapt.items():
         meta = records[item.key].meta
         console.message(f"teacher {name}: {meta['accuracy_val']:.3f} on validation ({meta['adapt'].replace('_', ' ')})")

@@ -115,7 +115,8 @@ class Study:
         """Write an outcome down, then tell the sampler.
 
         Args:
-            outcome: state, error, epochs, num_epochs, accuracy_val, cost (`Cost` as a dict), params, curve.
+            outcome: state, error, epochs, num_epochs, accuracy_val, cost (`Cost` as a dict), pretrain_seconds (of
+                cost.train), params, curve.
         """
         self._handle(number).set_user_attr("outcome", outcome)
         self._tell(number, outcome)
@@ -132,7 +133,9 @@ class Study:
         left = 1 - outcome["epochs"] / outcome["num_epochs"]
         if outcome["state"] == "stopped":
             # The cost that it would have had: so far alone, a stopped trial would look cheap.
-            cost = Cost(cost.adapt, cost.targets, cost.synthetic, cost.train / max(1e-9, 1 - left))
+            first = outcome.get("pretrain_seconds", 0.0)  # paid once, whenever it stops
+            whole = first + (cost.train - first) / max(1e-9, 1 - left)
+            cost = Cost(cost.adapt, cost.targets, cost.synthetic, whole)
         handle = self._handle(number)
         if EARLY_STOPPED not in handle.constraints:  # set already where the run was killed just before `tell`
             handle.set_constraint(EARLY_STOPPED, left if outcome["state"] == "stopped" else 0.0)

@@ -155,7 +155,8 @@ class Trainer:
         self.epoch += 1
         self.last_loss = float(total) / self.steps_per_epoch
         if not math.isfinite(self.last_loss):
-            raise TrialFailed(f"the loss became {self.last_loss} in epoch {self.epoch} of {recipe.epochs}")
+            when = "pre-training: " if self.is_first else ""
+            raise TrialFailed(f"{when}the loss became {self.last_loss} in epoch {self.epoch} of {recipe.epochs}")
 
     def state_bytes(self) -> bytes:
         """Everything that a restarted worker needs to go on exactly here."""
@@ -231,8 +232,10 @@ def fit(
     state = slot.load()
     saved = None if state is None else state_of(state, device)
     trainer = Trainer(config, data, seed=seed, device=device, world=world)
+    assert (pool is None) == (config.pretraining is None), "a pre-training comes with its pool"
     if pool is not None and (saved is None or saved["is_first"]):
-        pool = replace(pool, class_names=data.class_names)  # the student keeps its classifier
+        # the student keeps its classifier, and no label of a pool is one
+        pool = replace(pool, class_names=data.class_names, num_real=0)
         trainer.go_on_from(_pretrained(config, pool, seed, device, world, saved, checkpoints))
     elif saved is not None:
         trainer.load_state(saved)

@@ -141,7 +141,7 @@ class Pretrain(Settings):
     @model_validator(mode="after")
     def _has_a_teacher(self) -> Pretrain:
         if self.pool != NO_POOL and self.teacher in (None, NO_TEACHER):
-            raise ValueError("pretrain: needs `teacher:`, a name under `teachers:`, for its pool has no labels")
+            raise ValueError("needs `teacher:`, a name under `teachers:`, for its pool has no labels")
         return self
 
 
@@ -166,7 +166,11 @@ class TrialConfig(Settings):
             synthetic = synthetic.model_copy(update={"labels": "hard"})
         if loss.embedding is None:
             synthetic = synthetic.model_copy(update={"embedding": "same"})
-        pretrain = self.pretrain if self.pretraining is not None else Pretrain()
+        first = self.pretraining
+        pretrain = self.pretrain if first is not None else Pretrain()
+        if first is not None and first._embedding_weight == 0:
+            alone = pretrain.loss.model_copy(update={"embedding": None})
+            pretrain = pretrain.model_copy(update={"loss": alone})
         changed = {"teacher": teacher, "synthetic": synthetic, "loss": loss, "pretrain": pretrain}
         return self.model_copy(update=changed)
 
@@ -177,7 +181,10 @@ class TrialConfig(Settings):
         if first.pool == NO_POOL or first.teacher is None:
             return None
         loss = LossSection(ce=0.0, kl=first.loss.kl, embedding=first.loss.embedding)
-        return TrialConfig(teacher=first.teacher, student=self.student, loss=loss, train=first.train)
+        unlabelled = SyntheticUse(labels="none")
+        return TrialConfig(
+            teacher=first.teacher, student=self.student, loss=loss, train=first.train, synthetic=unlabelled
+        )
 
     @property
     def taught_by(self) -> str:
@@ -211,16 +218,20 @@ class TrialConfig(Settings):
         return float(getattr(self.loss.embedding, "weight", 0))
 
     @property
-    def loss_name(self) -> str:
-        """The terms that count, as the `loss` column shows them: `ce+kl+align_uniform`."""
+    def _terms(self) -> str:
         embedding = str(getattr(self.loss.embedding, "kind", NO_EMBEDDING))
         counts = self._embedding_weight > 0
         names = [("ce", self.loss.ce > 0), ("kl", self.loss.kl.weight > 0), (embedding, counts)]
-        task = "+".join(name for name, used in names if used)
+        return "+".join(name for name, used in names if used)
+
+    @property
+    def loss_name(self) -> str:
+        """The terms that count, as the `loss` column shows them: `ce+kl+align_uniform`."""
+        task = self._terms
         return f"{self.pretraining.loss_name}@{self.pretrain.pool} > {task}" if self.pretraining else task
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> TrialConfig:
-        if self.teacher != NO_TEACHER and not self.loss_name:
+        if self.teacher != NO_TEACHER and not self._terms:
             raise ValueError("loss: every weight is 0, so that nothing would be trained")
         return self

@@ -195,3 +195,71 @@ class TestSummary:
     def test_a_missing_seed_is_a_defect(self, tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match="after train"):
             summarise(self.ENTRY, [0, 1], self.kept(tmp_path, outcome()))
+
+
+class TestPretrainedArm:
+    """A pool instead of, or before, teaching on the task."""
+
+    def pretrained(self, pool: str = "p", teacher: str = "none", **sections: Any) -> TrialConfig:
+        return config(teacher, pretrain={"pool": pool, "teacher": "vit", "train": {"epochs": 3}}, **sections)
+
+    def test_is_the_best_on_validation_beside_the_best_taught_on_the_task(self) -> None:
+        pools = [self.pretrained("a"), self.pretrained("b", "cnn"), self.pretrained("c")]
+        found = [
+            *(
+                candidate(i, accuracy, 1, of)
+                for i, (accuracy, of) in enumerate(zip((0.7, 0.9, 0.8), pools, strict=True))
+            ),
+            candidate(3, 0.6, 1, config("cnn", lr=3e-3)),
+            candidate(4, 0.99, 1, config("none")),
+        ]
+        for order in itertools.permutations(found):
+            assert [(entry.role, entry.trial) for entry in arms(order)] == [
+                ("distilled", 3),
+                ("pretrained", 1),
+                ("scratch", 3),
+            ]
+        distilled, pretrained, scratch = (entry.config for entry in arms(found))
+        assert pretrained == pools[1], "as it was searched, its teacher on the task included"
+        assert scratch == config("none", lr=3e-3), "with the recipe of the arm that the claim is about"
+        assert distilled.pretraining is None
+
+    def test_a_tie_goes_to_the_cheaper_one(self) -> None:
+        found = [candidate(i, 0.8, hours, self.pretrained()) for i, hours in enumerate((2.0, 1.0, 1.0))]
+        assert [entry.trial for entry in arms(found)] == [1, 1]
+
+    def test_alone_it_gives_scratch_its_recipe(self) -> None:
+        """The epochs of the pool fall away with it, and so do the teacher and the losses of the task."""
+        only = self.pretrained(teacher="cnn", lr=2e-3)
+        found = arms([candidate(7, 0.5, 1, only), candidate(8, 0.9, 1, config("none"))])
+        assert [(entry.role, entry.trial, entry.config) for entry in found] == [
+            ("pretrained", 7, only),
+            ("scratch", 7, config("none", lr=2e-3)),
+        ]
+        assert all(entry.config == entry.config.resolved() for entry in found)
+        scratch = found[1].config
+        assert (scratch.loss_name, scratch.taught_by, scratch.pretraining) == ("ce", "none", None)
+
+    def test_one_with_images_takes_no_other_arms_place(self) -> None:
+        full = config("cnn", ratio=1.0, lr=2e-3)
+        with_images = self.pretrained(teacher="cnn", synthetic={"source": "sd", "ratio": 2})
+        found = arms([candidate(0, 0.9, 1, with_images), candidate(1, 0.5, 1, full)])
+        assert [(entry.role, entry.trial) for entry in found] == [
+            ("distilled+synthetic", 1),
+            ("distilled", 1),
+            ("pretrained", 0),
+            ("scratch", 1),
+        ]
+
+    def test_its_name_is_another_than_that_of_the_task_alone(self) -> None:
+        longer = config("none", pretrain={"pool": "p", "teacher": "vit", "train": {"epochs": 4}})
+        assert len({job_name(c, 1) for c in (self.pretrained(), self.pretrained("q"), longer, config("none"))}) == 4
+
+
+def test_seconds_of_pretraining_are_a_mean_and_none_where_an_outcome_is_older(tmp_path: Path) -> None:
+    entry, kept = TestSummary.ENTRY, Outcomes(tmp_path)
+    for seed, seconds in enumerate((1.0, 2.0, 6.0)):
+        kept.put(job_name(entry.config, seed), outcome(train_seconds=10.0, pretrain_seconds=seconds))
+    assert summarise(entry, range(3), kept).pretrain_seconds == 3.0
+    kept.put(job_name(entry.config, 3), outcome())
+    assert summarise(entry, [3], kept).pretrain_seconds == 0.0

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sweeper import flops, forecast, student, zoo
 from sweeper.config import SweepConfig
-from sweeper.datasets import digits
+from sweeper.datasets import digits, digits_pool
 from sweeper.generators import diffusers as generators
 from sweeper.ledger import Charge
 from sweeper.plan import Artifact, Plan, make_plan
@@ -244,3 +244,68 @@ def test_lanes_are_told_of_this_machine_only(store: Store) -> None:
     assert here.wall_s == pytest.approx(forecast.START_S + here.total / here.lanes)
     assert elsewhere.wall_s is None
     assert "lane" not in " ".join(elsewhere.lines())
+
+
+TASK_RECIPE = {"epochs": 8, "batch_size": 32, "epoch_size": 64}  # as `sweep` has it
+POOL_RECIPE = {"epochs": 5, "batch_size": 16, "epoch_size": 96}
+
+
+class TestPretraining:
+    """A training before the training, on a pool whose images and targets have to be there."""
+
+    def found(self, store: Store, pool: Any = "p", *, search: dict[str, Any] | None = None, **pretrain: Any) -> Any:
+        section = {"pool": pool, "teacher": "cnn", "train": POOL_RECIPE, **pretrain}
+        config, space = sweep(
+            trial={"teacher": "none", "pretrain": section},
+            search=search,
+            pools={"p": {"kind": "digits_pool", "count": 40}},
+        )
+        dataset: Any = config.dataset
+        settings: Any = config.pools["p"]
+        pools = {"p": digits_pool.index(settings, 0)}
+        plan = make_plan(config, space, digits.index(dataset, config.seed), store, pools)
+        return forecast.forecast(plan, space, store)
+
+    def whole(self, recipe: dict[str, int], num_images: int, num_val: int) -> float:
+        """Seconds of one training, in closed form."""
+        forward = forecast.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
+        assert forward is not None
+        steps = -(-recipe.get("epoch_size", num_images) // recipe["batch_size"])
+        work = forward * (forecast.BACKWARD_FACTOR * steps * recipe["batch_size"] + num_val)
+        batches = steps + num_val / forecast.EVALUATION_BATCH
+        return recipe["epochs"] * (work / forecast.RATE_CPU_FLOPS + batches * forecast.BATCH_S)
+
+    @ON_CPU
+    def test_is_counted_beside_the_task_and_validates_nothing(self, store: Store) -> None:
+        task, first = self.whole(TASK_RECIPE, 30, 200), self.whole(POOL_RECIPE, 40, 0)
+        found = self.found(store)
+        assert found.seconds["finalists"] == pytest.approx(task + first)
+        assert found.seconds["search"] == pytest.approx(10 * (task + first))
+        assert self.found(store, "none").seconds["finalists"] == pytest.approx(task)
+        assert self.found(store, {"choice": ["none", "p"]}).seconds["finalists"] == pytest.approx(task + first / 2)
+
+    @ON_CPU
+    def test_an_epoch_without_a_size_is_a_pass_over_the_pool(self, store: Store) -> None:
+        recipe = {"epochs": 3, "batch_size": 16}
+        expected = self.whole(TASK_RECIPE, 30, 200) + self.whole(recipe, 40, 0)
+        assert self.found(store, train=recipe).seconds["finalists"] == pytest.approx(expected)
+
+    @ON_CPU
+    def test_targets_are_those_of_the_pool(self, store: Store) -> None:
+        """40 images of the pool where the task's 30 are taught in the other sweep, by the same teacher."""
+        found = self.found(store)
+        assert list(found.seconds) == ["adapt", "targets", "search", "finalists"]
+        assert not found.unknown
+        assert found.seconds["targets"] == pytest.approx(expected(store).seconds["targets"] * 40 / 30)
+
+    @ON_CPU
+    def test_a_scheduler_stops_the_task_alone(self, store: Store) -> None:
+        scheduler = {"kind": "asha", "grace": 2, "reduction": 2}
+        task, first = self.whole(TASK_RECIPE, 30, 200), self.whole(POOL_RECIPE, 40, 0)
+        found = self.found(store, search={"scheduler": scheduler})
+        assert found.seconds["search"] == pytest.approx(10 * (first + 0.5 * task))
+
+    @ON_CPU
+    def test_a_teacher_in_the_loop_of_the_pool_is_counted(self, store: Store) -> None:
+        cached = self.found(store).seconds["finalists"]
+        assert self.found(store, loss={"embedding": {"kind": "at"}}).seconds["finalists"] > cached

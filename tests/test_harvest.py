@@ -25,6 +25,7 @@ SEEDS = (1, 2)
 PARTS = ("gpu_hours_adapt", "gpu_hours_targets", "gpu_hours_synthetic", "gpu_hours_train")
 SECONDS = {"adapt": 100.0, "synthetic": 700.0, "targets": 40.0}
 DEVICE = "NVIDIA Imaginary"
+PRETRAINED = {1: 4.0, 2: 6.5}  # seconds of these trials of the search
 STATES = ("completed", "completed", "stopped", "completed", "failed", "completed", "completed", "completed")
 
 
@@ -70,6 +71,7 @@ def searched(folder: Path, plan: Plan, records: dict[str, Record]) -> Study:
             "num_epochs": config.train.epochs,
             "accuracy_val": accuracy,
             "cost": {"adapt": cost.adapt, "targets": cost.targets, "synthetic": cost.synthetic, "train": cost.train},
+            "pretrain_seconds": PRETRAINED.get(number, 0.0),
             "params": 0 if state == "failed" else 1000 + number,
             "curve": [[e + 1, accuracy, 1.0 / (e + 1), seconds * (e + 1) / epochs] for e in range(epochs)],
         }
@@ -96,6 +98,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for entry in entries:
         for seed in SEEDS:
             outcome = {"accuracy_val": 0.6 + seed / 100, "accuracy_test": 0.5 + seed / 10, "train_seconds": 50.0 * seed}
+            outcome["pretrain_seconds"] = 10.0 * seed
             model = {"config.json": b"{}", "model.safetensors": f"{entry.trial} {seed}".encode()}
             name = finalists.job_name(entry.config, seed)
             outcomes.put(name, {**outcome, "epochs": 10, "params": 1234, "model": model})
@@ -166,18 +169,32 @@ def test_the_amortized_hours_of_all_trials_are_all_device_time(run: Run) -> None
 
 def test_the_ledger_holds_every_charge_once(run: Run) -> None:
     ledger = run.folder.read_ledger()
-    assert len({row["key"] for row in ledger}) == len(ledger)
+    assert len({(row["stage"], row["key"]) for row in ledger}) == len(ledger)
     seconds: dict[str, float] = {}
     for row in ledger:
         seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + row["seconds"]
     distinct = {finalists.job_name(f.entry.config, seed): 50.0 * seed for f in run.finals for seed in SEEDS}
+    pretrained = sum(PRETRAINED.values()) + sum(distinct.values()) / 5  # 10 of 50 seconds
     assert sum(row["stage"] == "train" for row in ledger) == len(STATES) + len(distinct)
     assert seconds == {
         "adapt": 100.0,
         "synthetic": 700.0,
         "targets": 80.0,
-        "train": pytest.approx(run.trained_seconds + sum(distinct.values())),
+        "pretrain": pytest.approx(pretrained),
+        "train": pytest.approx(run.trained_seconds + sum(distinct.values()) - pretrained),
     }
+    charged = {row["key"]: row["seconds"] for row in ledger if row["stage"] == "pretrain"}
+    assert {key: s for key, s in charged.items() if key.startswith("trial-")} == {
+        f"trial-{number:05d}": seconds for number, seconds in PRETRAINED.items()
+    }
+
+
+def test_hours_of_pretraining_are_a_part_of_the_training(run: Run) -> None:
+    trials = [row["gpu_hours_pretrain"] * 3600 for row in run.folder.read_trials()]
+    assert trials == pytest.approx([PRETRAINED.get(number, 0.0) for number in range(len(STATES))])
+    for row in [*run.folder.read_pareto(), *run.folder.read_ablation()]:
+        assert row["gpu_hours_pretrain"] * 3600 == pytest.approx(15.0)
+        assert row["gpu_hours_train"] * 3600 == pytest.approx(75.0)
 
 
 def test_trials_say_how_they_ended(run: Run) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from sweeper.datasets import SPLIT_NAMES, DatasetIndex, Fractions, complete_splits, decode_image, shorten
 from sweeper.errors import InputError
@@ -31,6 +31,15 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 HASH_THREADS = 8
 
 
+def _with_dots(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise ValueError(f"needs at least one, such as {EXTENSIONS[0]}")
+    return tuple("." + extension.lower().lstrip(".") for extension in value)
+
+
+Extensions = Annotated[tuple[str, ...], AfterValidator(_with_dots)]
+
+
 class Config(Settings):
     """`root` is the folder; `fractions` apply to the splits that it does not have."""
 
@@ -38,14 +47,7 @@ class Config(Settings):
     root: Annotated[str, Field(min_length=1)]
     image_size: Annotated[int, Field(ge=8)] = 32
     fractions: Fractions = Fractions()
-    extensions: tuple[str, ...] = EXTENSIONS
-
-    @field_validator("extensions")
-    @classmethod
-    def _with_dots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError(f"needs at least one, such as {EXTENSIONS[0]}")
-        return tuple("." + extension.lower().lstrip(".") for extension in value)
+    extensions: Extensions = EXTENSIONS
 
 
 def index(config: Config, seed: int) -> DatasetIndex:

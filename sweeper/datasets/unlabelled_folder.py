@@ -25,7 +25,7 @@ class Config(Settings):
     kind: Literal["unlabelled_folder"] = "unlabelled_folder"
     root: Annotated[str, Field(min_length=1)]
     image_size: Annotated[int, Field(ge=8)] = 32
-    extensions: tuple[str, ...] = image_folder.EXTENSIONS
+    extensions: image_folder.Extensions = image_folder.EXTENSIONS
 
 
 def index(config: Config, seed: int) -> DatasetIndex:
