@@ -50,7 +50,7 @@ def _large(model: str) -> Pair:
         student="mobilenetv2_100",
         views=ViewConfig(per_image=4, flip=True),
         image_size=224,
-        cpu=Size(batch=8, steps=3, repeats=3),
+        cpu=Size(batch=8, steps=2, repeats=8),
         gpu=Size(batch=64, steps=30, repeats=5),
     )
 
@@ -61,7 +61,7 @@ PAIRS = {
         student="test_resnet",
         views=ViewConfig(per_image=32),
         image_size=32,
-        cpu=Size(batch=64, steps=20, repeats=7),
+        cpu=Size(batch=64, steps=10, repeats=20),
         gpu=Size(batch=64, steps=100, repeats=7),
         embedded=True,
     ),
