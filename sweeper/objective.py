@@ -7,10 +7,10 @@ are treated alike, a term sees the batch as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 
 # Losses over pairs or with batch statistics need two rows; a share of the batch with fewer is left out.
 LEAST_ROWS = 2
-Term = Callable[[LossInputs], Tensor]
+
+
+class Piece(NamedTuple):
+    """A term on some rows of a batch, and the factor with which it counts."""
+
+    factor: float
+    term: nn.Module
+    inputs: LossInputs
 
 
 class Objective(nn.Module):
@@ -67,7 +74,6 @@ class Objective(nn.Module):
                     [_term(align, self._context(data, (width,), i)) for i, width in enumerate(self.widths)]
                 )
 
-        self.is_settled = False  # whether the divisors of all terms are fixed
         # a queue or a pool of targets is the same on every worker: not worth sending with each step
         constant = {n for n, _ in self.named_buffers()} - self.state_dict().keys()
         ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
@@ -90,13 +96,18 @@ class Objective(nn.Module):
         total: Tensor = out.logits_BK.new_zeros((), dtype=torch.float32)
         if self.config.ce > 0:
             total = total + self.config.ce * self._cross_entropy(inputs, batch.num_real)
+        pieces: list[Piece] = []
         if "kl" in self.terms:
-            total = total + self.config.kl.weight * self._over_images(self.terms["kl"], None, inputs, batch.num_real)
+            pieces += self._over_images(self.config.kl.weight, self.terms["kl"], None, inputs, batch.num_real)
         if "embedding" in self.terms:
-            weight = getattr(self.config.embedding, "weight", 1.0)
-            total = total + weight * self._embedding(inputs, batch.num_real)
-        if self.training and not self.is_settled:
-            self.is_settled = share_sizes([m for m in self.terms.modules() if isinstance(m, Normalized)])
+            pieces += self._embedding(getattr(self.config.embedding, "weight", 1.0), inputs, batch.num_real)
+        # all terms are measured before any is divided, so that workers exchange sizes once a step and agree on them
+        values = [(p, p.term.raw(p.inputs) if isinstance(p.term, Normalized) else p.term(p.inputs)) for p in pieces]
+        if self.training:
+            share_sizes([module for module in self.terms.modules() if isinstance(module, Normalized)])
+        for piece, value in values:
+            divisor = piece.term.divisor if isinstance(piece.term, Normalized) else 1.0
+            total = total + piece.factor * (value / divisor)
         return total
 
     @torch.no_grad()
@@ -160,35 +171,35 @@ class Objective(nn.Module):
         weight_B[num_real:] *= self.synthetic.weight
         return (ce_B * weight_B).sum() / weight_B.sum().clamp(min=1e-12)
 
-    def _embedding(self, inputs: LossInputs, num_real: int) -> Tensor:
-        """The embedding term; the mean over the members of an ensemble that are embedded separately."""
-        terms: Any = self.terms["embedding"]
-        found = []
+    def _embedding(self, weight: float, inputs: LossInputs, num_real: int) -> list[Piece]:
+        """Pieces of the embedding term; the mean over the members of an ensemble that are embedded separately."""
+        terms, align = self._part("embedding"), self._part("align")
+        found: list[Piece] = []
         for i, part in enumerate(_split(inputs, self.widths, self.classifiers)):
-            if self.synthetic.embedding == "none":
-                part = _rows(part, slice(0, num_real)) if num_real < len(part.labels_B) else part
-                found.append(self._over_images(terms[i], None, part, num_real))
-            else:
-                align = self._part("align")
-                found.append(self._over_images(terms[i], align[i] if align else None, part, num_real))
-        return torch.stack(found).mean()
+            if self.synthetic.embedding == "none" and num_real < len(part.labels_B):
+                part = _rows(part, slice(0, num_real))
+            found += self._over_images(weight / len(terms), terms[i], align[i] if align else None, part, num_real)
+        return found
 
-    def _over_images(self, term: Term, other: Term | None, inputs: LossInputs, num_real: int) -> Tensor:
+    def _over_images(
+        self, weight: float, term: nn.Module, other: nn.Module | None, inputs: LossInputs, num_real: int
+    ) -> list[Piece]:
         """`term` of the real images and `other` of the synthetic ones, weighted by how many they count for.
 
         With `other` None and weight 1 both are one batch, in which a contrastive loss compares all with all.
         """
         num_rows = len(inputs.labels_B)
         num_synthetic = num_rows - num_real
-        total = inputs.student_embedding_BD.new_zeros((), dtype=torch.float32)
         if not num_synthetic or (other is None and self.synthetic.weight == 1):
-            return term(inputs) if num_rows >= LEAST_ROWS else total
-        weight = self.synthetic.weight
+            return [Piece(weight, term, inputs)] if num_rows >= LEAST_ROWS else []
+        counts = num_real + self.synthetic.weight * num_synthetic
+        found = []
         if num_real >= LEAST_ROWS:
-            total = total + num_real * term(_rows(inputs, slice(0, num_real)))
+            found.append(Piece(weight * num_real / counts, term, _rows(inputs, slice(0, num_real))))
         if num_synthetic >= LEAST_ROWS:
-            total = total + weight * num_synthetic * (other or term)(_rows(inputs, slice(num_real, num_rows)))
-        return total / (num_real + weight * num_synthetic)
+            share = self.synthetic.weight * num_synthetic / counts
+            found.append(Piece(weight * share, other or term, _rows(inputs, slice(num_real, num_rows))))
+        return found
 
     def _context(self, data: TrialData, widths: tuple[int, ...], member: int | None = None) -> LossContext:
         source = data.source

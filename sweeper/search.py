@@ -149,7 +149,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _settle(self, name: str, end: Mapping[str, Any]) -> dict[str, Any]:
         number, config = self.open.pop(name)
-        curve = self.curves.pop(name)
+        seen = self.curves.pop(name)
+        curve = [list(row) for row in end.get("curve") or seen]  # a trial that began under an earlier driver knows more
         seconds = end.get("train_seconds", curve[-1][3] if curve else 0.0)
         cost = self.hooks.cost(config, seconds)
         outcome = {

@@ -54,6 +54,8 @@ class Outcome:
     train_seconds: float
     params: int
     pretrain_seconds: float = 0.0  # of `train_seconds`
+    # epoch, accuracy on validation, loss, train_seconds; compared without, since seconds never repeat
+    curve: list[tuple[int, float, float, float]] = field(default_factory=list, compare=False)
     model: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -114,6 +116,7 @@ class Trainer:
         self.epoch = 0
         self.seconds = 0.0
         self.pretrain_seconds = 0.0
+        self.curve: list[tuple[int, float, float, float]] = []
         self.last_loss = math.nan
         self.last_accuracy = math.nan
         self.seconds = (self.synchronised() - entered) * world.num_ranks  # making a model holds the device too
@@ -131,6 +134,8 @@ class Trainer:
         if val is not None:
             self.last_accuracy = accuracy(self.student, val)
         self.seconds += (self.synchronised() - started) * self.world.num_ranks
+        if val is not None:
+            self.curve.append((self.epoch, self.last_accuracy, self.last_loss, self.seconds))
 
     def run_epoch(self) -> None:
         """One epoch of steps; raises TrialFailed when the loss is not finite."""
@@ -172,6 +177,7 @@ class Trainer:
                 "is_first": self.is_first,
                 "loss": self.last_loss,
                 "accuracy": self.last_accuracy,
+                "curve": self.curve,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": cuda,
             },
@@ -186,6 +192,7 @@ class Trainer:
         self.epoch = saved["epoch"]
         self.seconds += saved["seconds"]  # making this one is paid as well
         self.pretrain_seconds = saved["pretrain_seconds"]
+        self.curve = [tuple(row) for row in saved["curve"]]
         self.last_loss, self.last_accuracy = saved["loss"], saved["accuracy"]
         torch.set_rng_state(saved["rng"].cpu())
         if self.device.type == "cuda":
@@ -258,6 +265,7 @@ def fit(
         train_seconds=trainer.seconds,
         params=trainer.student.num_parameters,
         pretrain_seconds=trainer.pretrain_seconds,
+        curve=trainer.curve,
         model=exported,
     )
 

@@ -100,6 +100,25 @@ class TestRepeatable:
         assert reports == list(range(stop + 1, 5))
         assert resumed.train_seconds > 1000, "time before the restart was paid for too"
 
+    def test_the_curve_holds_the_epochs_before_the_restart_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checkpoints, "CHECKPOINT_INTERVAL_S", 0.0)
+        monkeypatch.setattr(checkpoints, "CHECKPOINT_SHARE", math.inf)
+        config = trial_config(epochs=4, epoch_size=12)
+        states: list[bytes] = []
+
+        class Keeping(MemorySlot):
+            def save(self, state: bytes) -> None:
+                states.append(state)
+
+        undisturbed = run(config, UNTAUGHT, slot=Keeping())
+        assert [row[0] for row in undisturbed.curve] == [1, 2, 3, 4]
+        for state in states:
+            resumed = run(config, UNTAUGHT, slot=MemorySlot(state))
+            assert [row[:3] for row in resumed.curve] == [row[:3] for row in undisturbed.curve]
+            seconds = [row[3] for row in resumed.curve]
+            assert seconds == sorted(seconds)
+            assert seconds[-1] == resumed.train_seconds
+
     def test_what_dropout_draws_belongs_to_the_state(self) -> None:
         """Without the generator's state the test above could pass by luck; here it must make a difference."""
         trainer = trainer_of(trial_config(epochs=2, model_args=DROPOUT), UNTAUGHT)

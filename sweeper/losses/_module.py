@@ -77,8 +77,8 @@ class Normalized(nn.Module):
     size of the batches so far, up to the 16th, then fixed; batches in which the loss is exactly 0 (no label to use)
     do not count. Both counters are buffers: a resumed trial goes on with the same divisor. [ours]
 
-    Where several workers train one student, the mean runs over the shares of all of them: `pending` holds what this
-    worker measured until `share_sizes` has added up everybody's.
+    Where several workers train one student, a batch's size is the mean over their shares, so that they descend on one
+    objective: `pending` holds what this worker measured until `share_sizes` has added up everybody's.
     """
 
     size: Tensor
@@ -94,47 +94,44 @@ class Normalized(nn.Module):
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """The normalised loss, a float32 scalar; in evaluation mode the divisor stays."""
+        value = self.raw(inputs)
+        self.take(self.pending)
+        return value / self.divisor
+
+    def raw(self, inputs: LossInputs) -> Tensor:
+        """The loss before its division; in training its size is noted for `take`."""
         parts = torch.stack(self.loss.summands(inputs))
         if self.training:
             size = parts.detach().abs().sum()
-            counts = (self.batches < NORMALIZING_BATCHES) & (size > 0) & size.isfinite()
+            counts = (size > 0) & size.isfinite()
             self.pending += torch.where(counts, torch.stack([size, torch.ones_like(size)]), 0.0)
-        mean, batches = self._with_pending()
-        if self.training and not _is_shared():
-            self.take(self.pending)
-        return parts.sum() / torch.where(batches > 0, mean, 1.0) * self.loss.factor(inputs.progress)
-
-    def _with_pending(self) -> tuple[Tensor, Tensor]:
-        total, count = self.pending.unbind()
-        batches = self.batches + count
-        return self.size + (total - self.size * count) / batches.clamp(min=1), batches
+        return parts.sum() * self.loss.factor(inputs.progress)
 
     def take(self, measured: Tensor) -> None:
-        """Count measurements, given as their sum and their number, into the divisor."""
-        self.pending.copy_(measured)
-        mean, batches = self._with_pending()
-        self.size.copy_(mean)
+        """Count the measurements of one step, given as their sum and their number, as one batch."""
+        total, count = measured.unbind()
+        counts = (self.batches < NORMALIZING_BATCHES) & (count > 0)
+        batches = self.batches + counts
+        mean = self.size + (total / count.clamp(min=1) - self.size) / batches.clamp(min=1)
+        self.size.copy_(torch.where(counts, mean, self.size))
         self.batches.copy_(batches)
         self.pending.zero_()
 
+    @property
+    def divisor(self) -> Tensor:
+        """The mean size so far; 1 before there is any. A value of its own, which later steps do not move."""
+        return torch.where(self.batches > 0, self.size, 1.0)
 
-def _is_shared() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
-
-def share_sizes(terms: Sequence[Normalized]) -> bool:
-    """Add up what all workers measured in this step; every worker calls it in every step, whatever its share held.
-
-    Returns:
-        Whether all divisors are fixed, so that nothing is left to be shared. True with a single worker.
-    """
-    if not terms or not _is_shared():
-        return True
+def share_sizes(terms: Sequence[Normalized]) -> None:
+    """Count what all workers measured in this step; every worker calls it in every step, whatever its share held."""
+    if not terms:
+        return
     measured = torch.stack([term.pending for term in terms])
-    torch.distributed.all_reduce(measured)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(measured)
     for term, sums in zip(terms, measured, strict=True):
         term.take(sums)
-    return all(bool(term.batches >= NORMALIZING_BATCHES) for term in terms)
 
 
 def float32(inputs: LossInputs) -> LossInputs:
