@@ -11,8 +11,8 @@ and losses (cross-entropy, KL and `align_uniform`):
 
 Images a second are those of whole rounds of `--steps` steps, the device synchronised before and after; the fastest of
 `--repeats` rounds, since whatever else runs on a machine only ever makes a round slower. The rounds alternate (cached,
-online, none, cached, ...). A first round of each does not count. `pays off` is the number of passes over the images after which the cache pass has cost
-less than the teacher in the loop would have; the next trial reads it for nothing.
+online, none, cached, ...). A first round of each does not count. `cache pays` is the number of passes over the images
+after which the cache pass has cost less than the teacher in the loop would have; the next trial reads it for nothing.
 
 `embedded` is the task of `search_spaces/datalimited.yaml` and is trained to its end as well, cached and online, for the
 difference in accuracy. The other two have random weights and made-up images at 224 px, where only the first losses
