@@ -138,7 +138,8 @@ class Mailbox:
         await self._wake()
 
     async def save(self, job_id: str, state: bytes) -> None:
-        """Keep a checkpoint in place of the last one."""
+        """Keep a checkpoint in place of the last one; like a report it is progress (a pre-training has no reports)."""
+        self.deaths.pop(job_id, None)
         path = self._checkpoint(job_id)
         part = path.with_suffix(".part")
         part.write_bytes(state)

@@ -105,6 +105,8 @@ class Objective(nn.Module):
         values = [(p, p.term.raw(p.inputs) if isinstance(p.term, Normalized) else p.term(p.inputs)) for p in pieces]
         if self.training:
             share_sizes([module for module in self.terms.modules() if isinstance(module, Normalized)])
+        if not values:  # a batch from which no term learns still has a gradient: zero
+            total = total + 0.0 * out.logits_BK.float().mean()
         for piece, value in values:
             divisor = piece.term.divisor if isinstance(piece.term, Normalized) else 1.0
             total = total + piece.factor * (value / divisor)

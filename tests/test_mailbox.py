@@ -152,6 +152,16 @@ async def test_an_epoch_between_deaths_forgives_them(folder: Path) -> None:
 
 
 @in_loop
+async def test_a_checkpoint_between_deaths_forgives_them_too(folder: Path) -> None:
+    """A pre-training has no reports, and may be longer than a spot machine lives."""
+    mailbox = Mailbox(str(folder))
+    await mailbox.take("a", await hired(mailbox, "a", "x"))
+    for epoch in range(3 * MAX_DEATHS):
+        assert await mailbox.take("a", await mailbox.enlist("a", 1)) == ("x", "job x")
+        await mailbox.save("x", bytes([epoch]))
+
+
+@in_loop
 async def test_a_dead_incarnations_take_steals_nothing(folder: Path) -> None:
     mailbox = Mailbox(str(folder))
     old = await mailbox.enlist("a", 1)

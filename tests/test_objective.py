@@ -366,6 +366,17 @@ class TestNormalised:
         assert all(shapes == found[2] for shapes in found)
 
 
+def test_a_batch_from_which_no_term_learns_has_a_zero_gradient() -> None:
+    """All of its images are synthetic, and the only term leaves these out."""
+    data = mixed_data()
+    config = config_of({"ce": 0.0, "embedding": {"kind": "cosine"}}, {"embedding": "none"})
+    objective = objective_of(config, data)
+    loss = objective(replace(whole_batch(data), num_real=0))
+    loss.backward()
+    assert value(loss) == 0
+    assert all(p.grad is None or not p.grad.any() for p in objective.parameters())
+
+
 def trainer_of(config: TrialConfig, data: TrialData) -> Trainer:
     return Trainer(config, data, seed=1, device=CPU, world=World())
 
