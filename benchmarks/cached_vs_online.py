@@ -13,6 +13,7 @@ Images a second are those of whole rounds of `--steps` steps, the device synchro
 `--repeats` rounds, since whatever else runs on a machine only ever makes a round slower. The rounds alternate (cached,
 online, none, cached, ...). A first round of each does not count. `cache pays` is the number of passes over the images
 after which the cache pass has cost less than the teacher in the loop would have; the next trial reads it for nothing.
+The JSON has the medians over the rounds of the same ratios as well.
 
 `embedded` is the task of `search_spaces/datalimited.yaml` and is trained to its end as well, cached and online, for the
 difference in accuracy. The other two have random weights and made-up images at 224 px, where only the first losses
@@ -130,9 +131,16 @@ def figures(name: str, task: Task, found: Mapping[str, Sequence[float]]) -> dict
         f"{name}_no_teacher_images_s": round(alone, 2),
         f"{name}_ratio_online": round(cached / online, 3),
         f"{name}_ratio_no_teacher": round(cached / alone, 3),
+        f"{name}_median_ratio_online": round(statistics.median(_ratios(found, "online")), 3),
+        f"{name}_median_ratio_no_teacher": round(statistics.median(_ratios(found, "no_teacher")), 3),
         f"{name}_cache_s": round(task.cache_s, 3),
         f"{name}_pays_off_after_passes": round(passes, 1) if math.isfinite(passes) else None,
     }
+
+
+def _ratios(found: Mapping[str, Sequence[float]], way: str) -> list[float]:
+    """Of the rounds, each against the one beside it."""
+    return [cached / other for cached, other in zip(found["cached"], found[way], strict=True)]
 
 
 def measure(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,10 +181,12 @@ def _lane_loop(settings: dict[str, Any]) -> None:
             return
         job_id, packed = taken
         fatal: BaseException | None = None
+        began = time.perf_counter()
         try:
             outcome = _run_job(job_id, pickle.loads(packed), cache=cache, device=device, mailbox=mailbox, lane=lane)
         except Exception as error:  # whatever one trial does wrong must not take the lane with it
-            outcome = {"state": "failed", "error": reason_of(error)}
+            held_s = (time.perf_counter() - began) * num_ranks  # what failed held the device too
+            outcome = {"state": "failed", "error": reason_of(error), "train_seconds": held_s}
             fatal = error if num_ranks > 1 else None
         gc.collect()
         if device.type == "cuda":

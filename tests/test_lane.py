@@ -177,6 +177,7 @@ def test_a_trial_that_fails_leaves_its_lane_warm(pool: LanePool, built: Built, h
     wait_until(lambda: started in events(pool), patience_s=1.0)  # the bound; a new worker takes several
     assert [m["epoch"] for m in ended[:-1]] == [1]
     assert ended[-1]["state"] == "failed"
+    assert ended[-1]["train_seconds"] >= ended[-2]["train_seconds"] > 0, "the epoch that failed is paid for too"
     assert ended[-1]["error"].startswith(reason)
     assert "\n" not in ended[-1]["error"]
     assert follow(pool, f"next {how}")[-1]["state"] == "completed"
