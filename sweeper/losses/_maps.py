@@ -1,4 +1,4 @@
-"""What the losses on intermediate maps share: pairs of one size, connectors to the teacher's channels, unit vectors.
+"""What the losses on intermediate maps share: pairs of one size, connectors to the teacher's channels.
 
 A student's map and its teacher's differ in channels and pixels: any two timm architectures may be paired, and a
 transformer's tokens come as a map too. Adaptive average pooling takes the larger to the size of the smaller, along each
@@ -7,15 +7,12 @@ axis; a trained 1 x 1 convolution takes the student's channels to the teacher's.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sweeper.errors import InputError
 from sweeper.losses import LossContext, LossInputs
-
-# Shorter vectors have no direction that float32 could tell; torch.nn.functional.normalize divides by this.
-SHORTEST = 1e-12
+from sweeper.losses._module import unit
 
 
 def pairs(inputs: LossInputs) -> list[tuple[Tensor, Tensor]]:
@@ -50,13 +47,6 @@ def connectors(context: LossContext, *, norm: bool) -> nn.ModuleList:
     """One for each pair, from the student's channels to the teacher's."""
     shapes = zip(context.student_maps, context.teacher_maps, strict=True)
     return nn.ModuleList(connector(student.channels, teacher.channels, norm=norm) for student, teacher in shapes)
-
-
-def unit(vectors: Tensor, dim: int) -> Tensor:
-    """L2-normalised along `dim`; a vector of length 0 stays 0 and has no slope."""
-    squared = vectors.square().sum(dim=dim, keepdim=True)
-    has_length = squared > SHORTEST**2
-    return torch.where(has_length, vectors / torch.where(has_length, squared, 1.0).sqrt(), 0.0)
 
 
 def attention(map_BCHW: Tensor, p: float) -> Tensor:

@@ -19,6 +19,8 @@ from sweeper.losses import LossInputs
 ProjectorKind = Literal["linear", "mocov2", "simclr", "simclrv2"]
 Summands = Tensor | tuple[Tensor, ...]
 NORMALIZING_BATCHES = 16
+# Shorter vectors have no direction that float32 could tell; torch.nn.functional.normalize divides by this.
+SHORTEST = 1e-12
 
 
 class Float32Loss(nn.Module):
@@ -145,6 +147,13 @@ def float32(inputs: LossInputs) -> LossInputs:
         return value.float().detach() if name.startswith("teacher") else value.float()
 
     return replace(inputs, **{field.name: convert(field.name, getattr(inputs, field.name)) for field in fields(inputs)})
+
+
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """L2-normalised along `dim`; a vector of length 0 stays 0 and has no slope."""
+    squared = vectors.square().sum(dim=dim, keepdim=True)
+    has_length = squared > SHORTEST**2
+    return torch.where(has_length, vectors / torch.where(has_length, squared, 1.0).sqrt(), 0.0)
 
 
 def given(tensor: Tensor | None, name: str) -> Tensor:

@@ -39,8 +39,7 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     teacher's embedding is projected too; without uniformity a trained projector of the teacher would meet the student's
     in one point, so here it is only normalised, and the student's is projected to its width (ours).
     """
-    from sweeper.losses._maps import unit
-    from sweeper.losses._module import Float32Loss, given, projector
+    from sweeper.losses._module import Float32Loss, given, projector, unit
 
     def formula(loss: nn.Module, inputs: LossInputs) -> Tensor:
         student_BT = loss.get_submodule("student_projector")(inputs.student_embedding_BD)

@@ -53,7 +53,7 @@ def jacobian_distance(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     Srinivas & Fleuret 2018, "Knowledge transfer with Jacobian matching", arXiv 1803.00443, its Jacobian term for
     transfer from one architecture to another.
     """
-    from sweeper.losses._maps import unit
+    from sweeper.losses._module import unit
 
     return (unit(student_BCHW.flatten(1), dim=1) - unit(teacher_BCHW.flatten(1), dim=1)).square().sum(dim=1).mean()
 

@@ -38,7 +38,7 @@ def squared_mmd(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     differ. Huang & Wang 2017, "Like what you like: knowledge distill via neuron selectivity transfer",
     arXiv 1707.01219, with its polynomial kernel of degree 2 and offset 0.
     """
-    from sweeper.losses._maps import unit
+    from sweeper.losses._module import unit
 
     student_BCX, teacher_BDX = (unit(map_BCHW.flatten(2), dim=2) for map_BCHW in (student_BCHW, teacher_BCHW))
     own = mean_kernel(student_BCX, student_BCX) + mean_kernel(teacher_BDX, teacher_BDX)

@@ -30,7 +30,7 @@ def neighbour_probabilities(embedding_BD: Tensor) -> Tensor:
 
     An embedding of length 0 has cosine 0 with all, itself included.
     """
-    from sweeper.losses._maps import unit
+    from sweeper.losses._module import unit
 
     z_BD = unit(embedding_BD, dim=1)
     similarity_BB = (z_BD @ z_BD.T + 1) / 2

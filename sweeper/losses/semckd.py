@@ -29,7 +29,7 @@ class Config(LossSettings):
 
 def similarities(map_BCHW: Tensor) -> Tensor:
     """Cosines between the flattened maps of each two images of the batch, B x B; 0 where a map is all zero."""
-    from sweeper.losses._maps import unit
+    from sweeper.losses._module import unit
 
     rows_BX = unit(map_BCHW.flatten(1), dim=1)
     return rows_BX @ rows_BX.mT
@@ -68,8 +68,8 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     import torch
     from torch import nn
 
-    from sweeper.losses._maps import pairs, same_size, unit
-    from sweeper.losses._module import Float32Loss
+    from sweeper.losses._maps import pairs, same_size
+    from sweeper.losses._module import Float32Loss, unit
 
     def embedder() -> nn.Sequential:
         hidden = 2 * config.attention_dim

@@ -29,7 +29,7 @@ def similarity_preserving(student_BD: Tensor, teacher_BT: Tensor) -> Tensor:
     rownorm divides each row by its L2 norm. The widths may differ, and neither a rotation nor a factor of one side's
     embeddings changes the loss. Tung & Mori 2019, "Similarity-preserving knowledge distillation", arXiv 1907.09682.
     """
-    from sweeper.losses._maps import unit
+    from sweeper.losses._module import unit
 
     student_BB, teacher_BB = (unit(e @ e.T, dim=1) for e in (student_BD, teacher_BT))
     return (teacher_BB - student_BB).square().mean()
