@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sweeper.losses._module import Float32Loss
 
 PAPER = "Heo et al. 2019, arXiv 1811.03233"
-PUBLISHED_WEIGHT = 0.003
+PUBLISHED_WEIGHT = 1.0
 NEEDS = frozenset({"maps"})
 
 
@@ -41,11 +41,11 @@ def boundary_distance(student_BCHW: Tensor, teacher_BCHW: Tensor, margin: float)
 def build(config: Config, context: LossContext) -> Float32Loss:
     """L = sum_i 2^(i - n) boundary_distance(BN(conv(mS_i)), mT_i) over the pairs i = 1..n: half for each level up.
 
-    Those weights, the 1 x 1 convolutions with BatchNorm and the factor 3 / 1000 before it all are from the authors'
-    code. They read both networks before the ReLU; a teacher's map after it has the same boundaries, and the student's
-    becomes a pre-activation by its connector. A teacher without ReLU is taken to be on where it is above 0 (ours). The
-    student's map is brought to the teacher's size, since a mean of activations has no boundary (ours). The paper
-    initialises the student this way and distils logits afterwards; here both go together (ours).
+    Those weights and the 1 x 1 convolutions with BatchNorm are from the authors' code. They read both networks before
+    the ReLU; a teacher's map after it has the same boundaries, and the student's becomes a pre-activation by its
+    connector. A teacher without ReLU is taken to be on where it is above 0 (ours). The student's map is brought to the
+    teacher's size, since a mean of activations has no boundary (ours). The paper initialises the student this way and
+    distils logits afterwards; here both go together (ours).
     """
     import torch
 
