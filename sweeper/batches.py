@@ -110,6 +110,7 @@ class DataCache:
         self.capacity = capacity
         self._tables: dict[str, pa.Table] = {}
         self._teachers: dict[str, Teacher] = {}
+        self._classifiers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def table(self, key: str) -> pa.Table:
         """The artifact's rows. Raises LookupError when the store no longer holds it."""
@@ -188,7 +189,9 @@ class DataCache:
             if len(part)
         ]
         columns = {name: torch.from_numpy(np.concatenate([p[name] for p in parts])) for name in names}
-        classifier = adapted.load_classifier(self.store, self.record(refs.adapt))
+        if refs.adapt not in self._classifiers:
+            self._classifiers[refs.adapt] = adapted.load_classifier(self.store, self.record(refs.adapt))
+        classifier = self._classifiers[refs.adapt]
         return CachedTargets(
             keys_N=keys_N,
             views_NV5=np.concatenate([p["box"] for p in parts]),

@@ -133,7 +133,9 @@ class SweepConfig(Settings):
         return value
 
     def members(self, teacher: str) -> tuple[str, ...]:
-        """The single teachers behind a name of `trial.teacher`: those of an ensemble, or itself."""
+        """The single teachers behind a name of `trial.teacher`: those of an ensemble, itself, or none for `none`."""
+        if teacher == NO_TEACHER:
+            return ()
         if teacher in self.teachers:
             return tuple(getattr(self.teachers[teacher], "members", (teacher,)))
         return tuple(teacher.split(TOGETHER))

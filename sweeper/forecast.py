@@ -186,7 +186,7 @@ class _Counted:
 
     def live_flops(self, trial: TrialConfig) -> float:
         """Operations of the teachers that a trial runs in its loop, on one image; 0 where none does or none counts."""
-        members = self.plan.members(trial) if trial.is_online else ()
+        members = self.plan.config.members(trial.teacher) if trial.is_online else ()
         teachers = self.plan.config.teachers
         return math.fsum(self.flops_an_image("teachers", name, teachers[name]) or 0.0 for name in members)
 

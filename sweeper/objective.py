@@ -73,7 +73,7 @@ class Objective(nn.Module):
                 self.terms["align"] = nn.ModuleList(
                     [_term(align, self._context(data, (width,), i)) for i, width in enumerate(self.widths)]
                 )
-
+        self.normalized = [module for module in self.terms.modules() if isinstance(module, Normalized)]
         # a queue or a pool of targets is the same on every worker: not worth sending with each step
         constant = {n for n, _ in self.named_buffers()} - self.state_dict().keys()
         ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
@@ -104,7 +104,7 @@ class Objective(nn.Module):
         # all terms are measured before any is divided, so that workers exchange sizes once a step and agree on them
         values = [(p, p.term.raw(p.inputs) if isinstance(p.term, Normalized) else p.term(p.inputs)) for p in pieces]
         if self.training:
-            share_sizes([module for module in self.terms.modules() if isinstance(module, Normalized)])
+            share_sizes(self.normalized)
         if not values:  # a batch from which no term learns still has a gradient: zero
             total = total + 0.0 * out.logits_BK.float().mean()
         for piece, value in values:

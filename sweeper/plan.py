@@ -19,7 +19,7 @@ from sweeper.ledger import ArtifactUse, Charge
 from sweeper.losses import COLUMNS
 from sweeper.space import Space, nested
 from sweeper.store import Record, Store
-from sweeper.trial import NO_TEACHER, TrialConfig
+from sweeper.trial import TrialConfig
 
 # What changes the bytes of an artifact without any setting changing: raised when such code does.
 FORMAT = 2
@@ -103,16 +103,12 @@ class Plan:
         adapted: list[Use] = []
         targets: list[Use] = []
         for one, seen in heard:
-            for member in self.members(one):
+            for member in self.config.members(one.teacher):
                 adapted.append(Use(self.adapt[member], 1.0))
                 if not one.is_online:
                     targets += [Use(self.targets[member, use.artifact.key], use.share) for use in seen]
         once = {use.artifact.key: use for use in adapted}
         return [*once.values(), *sets[1:], *targets]
-
-    def members(self, trial: TrialConfig) -> tuple[str, ...]:
-        """The single teachers that a trial hears on the task."""
-        return self.config.members(trial.teacher) if trial.teacher != NO_TEACHER else ()
 
 
 def make_plan(
@@ -150,7 +146,7 @@ def make_plan(
         if point.pretraining is not None:
             heard.append((point.pretraining, [pools[point.pretrain.pool]]))
         for one, seen in heard:
-            for member in config.members(one.teacher) if one.teacher != NO_TEACHER else ():
+            for member in config.members(one.teacher):
                 sets = needed.setdefault(member, {})
                 for part in seen:
                     sets.setdefault(part.key, set()).update(() if one.is_online else one.needs & COLUMNS)

@@ -51,7 +51,7 @@ def _teacher_refs(plan: Plan, trial: TrialConfig, sets: Sequence[str]) -> tuple[
             config=plan.config.teachers[member],
             targets=() if trial.is_online else tuple(plan.targets[member, key].key for key in sets),
         )
-        for member in plan.members(trial)
+        for member in plan.config.members(trial.teacher)
     )
 
 

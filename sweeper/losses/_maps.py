@@ -7,6 +7,9 @@ axis; a trained 1 x 1 convolution takes the student's channels to the teacher's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,3 +75,23 @@ def spatial_pairs(context: LossContext, kind: str) -> list[int]:
             f"in common, and those of this student and teacher have {sizes}; use larger images or another loss"
         )
     return found
+
+
+def over_spatial_pairs(
+    context: LossContext, kind: str, distance: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[nn.Module, LossInputs], Tensor]:
+    """The formula of a loss without trained parts: the sum of a distance over the pairs with pixels to choose from.
+
+    Args:
+        distance: of a student's and a teacher's map of one size.
+
+    Raises:
+        InputError: as `spatial_pairs`.
+    """
+    numbers = spatial_pairs(context, kind)
+
+    def formula(_: nn.Module, inputs: LossInputs) -> Tensor:
+        found = pairs(inputs)
+        return torch.stack([distance(*same_size(*found[i])) for i in numbers]).sum()
+
+    return formula

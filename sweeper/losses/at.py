@@ -9,9 +9,9 @@ from pydantic import Field
 from sweeper.losses import LossSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from sweeper.losses import LossContext, LossInputs
+    from sweeper.losses import LossContext
     from sweeper.losses._module import Float32Loss
 
 PAPER = "Zagoruyko & Komodakis 2017, arXiv 1612.03928"
@@ -50,15 +50,9 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     The larger map of a pair is pooled to the size of the smaller, as in RepDistiller. Pairs with a single pixel in
     common say nothing and are left out (ours).
     """
-    import torch
-
-    from sweeper.losses._maps import pairs, same_size, spatial_pairs
+    from sweeper.losses._maps import over_spatial_pairs
     from sweeper.losses._module import Float32Loss
 
-    numbers = spatial_pairs(context, "at")
-
-    def formula(_: nn.Module, inputs: LossInputs) -> Tensor:
-        found = pairs(inputs)
-        return torch.stack([attention_transfer(*same_size(*found[i]), config.p) for i in numbers]).sum()
-
-    return Float32Loss(formula)
+    return Float32Loss(
+        over_spatial_pairs(context, "at", lambda student, teacher: attention_transfer(student, teacher, config.p))
+    )

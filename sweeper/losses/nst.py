@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from sweeper.losses import LossSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from sweeper.losses import LossContext, LossInputs
+    from sweeper.losses import LossContext
     from sweeper.losses._module import Float32Loss
 
 PAPER = "Huang & Wang 2017, arXiv 1707.01219"
@@ -58,15 +58,7 @@ def build(config: Config, context: LossContext) -> Float32Loss:
     The larger map of a pair is pooled to the size of the smaller, as in RepDistiller. Pairs with a single pixel in
     common say nothing and are left out (ours).
     """
-    import torch
-
-    from sweeper.losses._maps import pairs, same_size, spatial_pairs
+    from sweeper.losses._maps import over_spatial_pairs
     from sweeper.losses._module import Float32Loss
 
-    numbers = spatial_pairs(context, "nst")
-
-    def formula(_: nn.Module, inputs: LossInputs) -> Tensor:
-        found = pairs(inputs)
-        return torch.stack([squared_mmd(*same_size(*found[i])) for i in numbers]).sum()
-
-    return Float32Loss(formula)
+    return Float32Loss(over_spatial_pairs(context, "nst", squared_mmd))
