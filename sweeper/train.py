@@ -22,6 +22,7 @@ from sweeper import student as students
 from sweeper.batches import BatchStream, ImageSplit, TrialData
 from sweeper.checkpoints import Checkpoints, Slot, state_of
 from sweeper.evaluate import accuracy
+from sweeper.learning_rate import learning_rate_factor
 from sweeper.objective import Objective
 from sweeper.trial import TrialConfig
 
@@ -68,14 +69,14 @@ class World:
     wrap: Callable[[nn.Module], nn.Module] | None = None
 
 
-def learning_rate_factor(step: int, num_steps: int, warmup: float, schedule: str) -> float:
-    """Linear warm-up over a share `warmup` of the steps, then a half cosine to 0, or constant."""
-    warm_steps = warmup * num_steps
-    if step < warm_steps:
-        return (step + 1) / (warm_steps + 1)
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / max(1.0, num_steps - warm_steps)))
+def memory_format(device: torch.device, precision: str) -> torch.memory_format:
+    """Channels last, where convolutions train faster so: 1.3 to 2 times on a CPU; on tensor cores in mixed precision.
+
+    Not on a CPU in bf16: oneDNN's weight gradient of a depthwise convolution of stride 2 on a single pixel is then made
+    of memory that nobody wrote (torch 2.15), and may be NaN.
+    """
+    is_faster = (device.type == "cuda") == (precision == "bf16")
+    return torch.channels_last if is_faster else torch.contiguous_format
 
 
 class Trainer:
@@ -97,6 +98,7 @@ class Trainer:
         self.config, self.data, self.device, self.world = config, data, device, world
         recipe = config.train
         student = students.build(config.student, len(data.class_names), data.image_size, seed).to(device)
+        student = student.to(memory_format=memory_format(device, recipe.precision))
         self.stream = BatchStream(
             data,
             batch_size=recipe.batch_size,

@@ -22,7 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {"run", "sweep", "prepared", "pairs", "artifacts", "harvest", "session"},
     {"search", "study", "results", "archive", "report", "rows", "provenance"},
     {"lane", "slots", "mailbox", "finalists"},
-    {"train", "objective", "checkpoints", "forecast"},
+    {"train", "objective", "checkpoints", "learning_rate", "forecast"},
     {"targets", "synthesize", "ingest", "adapt", "adapted", "shards", "batches", "sources", "student"}
     | {"architecture", "evaluate"},
     {"plan", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config", "trial", "sections"},

@@ -16,7 +16,7 @@ from samples import ALL_TERMS, MemorySlot, always, trial_config, trial_data
 from sweeper import checkpoints, train
 from sweeper.batches import TrialData
 from sweeper.checkpoints import state_of
-from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit, learning_rate_factor
+from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit
 from sweeper.trial import SyntheticUse, TrialConfig
 
 CPU = torch.device("cpu")
@@ -279,23 +279,10 @@ class TestSteps:
         assert not same(outcome, run(trial_config(epochs=1, loss=ALL_TERMS), TAUGHT))
 
 
-class TestLearningRate:
-    def test_without_warmup_it_is_half_a_cosine(self) -> None:
-        found = [learning_rate_factor(step, 10, 0.0, "cosine") for step in range(10)]
-        assert found == pytest.approx([math.cos(math.pi * step / 20) ** 2 for step in range(10)])
-        assert found[0] == 1.0
-
-    def test_warmup_is_a_straight_line_that_ends_where_the_cosine_begins(self) -> None:
-        found = [learning_rate_factor(step, 20, 0.2, "cosine") for step in range(20)]
-        assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-        assert found[4:] == pytest.approx([math.cos(math.pi * step / 32) ** 2 for step in range(16)])
-
-    def test_constant(self) -> None:
-        found = [learning_rate_factor(step, 8, 0.25, "constant") for step in range(8)]
-        assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1])
-
-    @pytest.mark.parametrize("num_steps", [1, 2, 7])
-    @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
-    def test_every_step_moves(self, num_steps: int, warmup: float) -> None:
-        for schedule in ("cosine", "constant"):
-            assert all(0 < learning_rate_factor(s, num_steps, warmup, schedule) <= 1 for s in range(num_steps))
+class TestMemoryFormat:
+    @pytest.mark.parametrize(("precision", "is_last"), [("fp32", True), ("bf16", False)])
+    def test_on_a_cpu_convolutions_are_channels_last_in_fp32_alone(self, precision: str, is_last: bool) -> None:
+        trainer = Trainer(trial_config(epochs=1, precision=precision), TAUGHT, seed=0, device=CPU, world=World())
+        wide = [p for p in trainer.student.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+        assert wide
+        assert all(p.is_contiguous(memory_format=torch.channels_last) == is_last for p in wide)
