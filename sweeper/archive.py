@@ -19,7 +19,10 @@ from sweeper.results import RunFolder, pareto_texts, to_json
 from sweeper.rows import Record
 
 FORMATS = ("csv", "parquet", "md", "tex", "html", "json", "png")
-_JSON_PARTS = ("title", "facts", "pareto", "ablation", "trials", "space", "environment")
+_JSON_PARTS = (
+    *("title", "facts", "pareto", "ablation", "trials", "importance", "hypervolume", "rungs"),
+    *("space", "environment"),
+)
 
 
 def list_runs(results_dir: str | os.PathLike[str]) -> list[RunFolder]:
@@ -126,12 +129,7 @@ def export(run: RunFolder, formats: Sequence[str] = FORMATS, out: str | os.PathL
     if {"html", "png", "json"} & set(formats):
         contents = run.contents()
         made |= {"png": contents.png, "html": report.html(contents)}
-        made["json"] = to_json(
-            {
-                name: getattr(contents, name)
-                for name in ("title", "facts", "pareto", "ablation", "trials", "space", "environment")
-            }
-        )
+        made["json"] = to_json({name: getattr(contents, name) for name in _JSON_PARTS})
     paths = []
     for name in dict.fromkeys(formats):
         path = folder / ("report.html" if name == "html" else f"pareto.{name}")

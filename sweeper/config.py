@@ -31,12 +31,28 @@ SchedulerConfig = Annotated[SerializeAsAny[Settings], of_family("schedulers")]
 
 
 class SearchConfig(Settings):
-    """What is asked for, how it is looked for and when to stop: `trials` and/or `gpu_hours`, the first reached."""
+    """What is asked for, how it is looked for and when to stop.
+
+    Ends, the first reached: `trials` started; `gpu_hours` of device time, shared artifacts included; `wall_hours` on
+    the clock; a `target` accuracy on validation; `min_gain`, the share of the front's hypervolume that the next trial
+    has to be expected to add. One of the first three has to be there.
+
+    `points` are tried first (any part of a point: the sampler draws the rest), then the fronts of the runs in
+    `warm_start`, then `startup` quasi-random ones. `front`: `anytime` takes every epoch of every trial for a candidate,
+    `final` only the end of those that were completed.
+    """
 
     objectives: dict[Objective, Direction] = Field(default_factory=lambda: dict(OBJECTIVES))
     trials: Annotated[int, Field(ge=1)] | None = None
     gpu_hours: Positive | None = None
-    sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
+    wall_hours: Positive | None = None
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_gain: Annotated[float, Field(gt=0, lt=1)] | None = None
+    sampler: Literal["tpe", "nsga2", "nsga3", "gp", "random"] = "tpe"
+    startup: Annotated[int, Field(ge=0)] = 10
+    points: list[dict[str, Any]] = Field(default_factory=list)
+    warm_start: list[str] = Field(default_factory=list)
+    front: Literal["anytime", "final"] = "final"
     scheduler: SchedulerConfig = Field(default={"kind": "fifo"}, validate_default=True)
 
     @field_validator("objectives")
@@ -49,8 +65,8 @@ class SearchConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> SearchConfig:
-        if self.trials is None and self.gpu_hours is None:
-            raise ValueError("give a budget: `trials: N` and/or `gpu_hours: H`")
+        if self.trials is None and self.gpu_hours is None and self.wall_hours is None:
+            raise ValueError("give a budget: `trials: N`, `gpu_hours: H` and/or `wall_hours: H`")
         return self
 
 

@@ -79,6 +79,19 @@ class Domain:
             return math.sqrt(self.low) * math.sqrt(self.high)
         return self.representatives()[0]
 
+    def at(self, quantile: float) -> Any:
+        """The value below which a share `quantile` in [0, 1) of the draws lies: options in their order."""
+        if self.kind == "choice":
+            return self.options[int(quantile * len(self.options))]
+        if self.kind == "randint":
+            return int(self.low + math.floor(quantile * (self.high - self.low)))
+        if self.kind == "quniform":
+            first, last = round(self.low / self.q), round(self.high / self.q)
+            return multiple(first + math.floor(quantile * (last - first + 1)), self.q)
+        if self.kind == "loguniform":
+            return math.exp(math.log(self.low) + quantile * (math.log(self.high) - math.log(self.low)))
+        return self.low + quantile * (self.high - self.low)
+
     def values(self) -> tuple[Any, ...]:
         """Every value of a finite domain.
 

@@ -20,6 +20,16 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def mend_tail(path: Path) -> None:
+    """Cut a torn last line off a file that is appended to: the next line would be glued to it, and neither be read."""
+    if path.exists():
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

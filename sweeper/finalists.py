@@ -1,17 +1,17 @@
-"""The front again, with several seeds, evaluated once each on the untouched test split, and the arms of the method's
-claim.
+"""The front again with several seeds, evaluated once each on the untouched test split, and the arms of the claim.
 
-Configurations are chosen on validation alone. Each training is written down when it ends, so that a run that is killed
-goes on with what is missing. The arms keep the student and the recipe of the best finalist that has a teacher and
-synthetic images: `distilled` takes the images away, `scratch` the teacher too, `pretrained` is taught on a pool.
+Configurations are chosen and dropped (`racing`) on validation alone. Each training is written down when it ends, so
+that a run that is killed goes on with what is missing. The arms keep the student and the recipe of the best finalist
+that has a teacher and synthetic images: `distilled` takes the images away, `scratch` the teacher too, `pretrained` is
+taught on a pool.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,30 @@ from sweeper.errors import RunFailed
 from sweeper.files import write_atomically
 from sweeper.fingerprint import fingerprint
 from sweeper.lane import Job, LanePool
+from sweeper.racing import Race, Run, near_ties, spread
 from sweeper.trial import NO_TEACHER, LossSection, Pretrain, SyntheticUse, TrialConfig
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished trial of the search: its number, resolved configuration and the two objectives."""
+    """A trial of the search that ends after `epochs`, its schedule unchanged: one a trial, or one an epoch."""
 
     trial: int
     config: TrialConfig
     accuracy_val: float
     gpu_hours: float
+    epochs: int
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A configuration to be retrained: a row of the front or an arm of the ablation, from trial `trial`."""
+    """A configuration to be retrained for `epochs`: a row of the front, or an arm of the ablation, from `trial`."""
 
     role: str
     trial: int
     config: TrialConfig
+    epochs: int
+    searched_accuracy: float = math.nan  # on validation, of a row of the front; an arm need not have been searched
 
 
 def on_front(candidates: Sequence[Candidate], objectives: Mapping[Objective, Direction]) -> list[bool]:
@@ -54,41 +58,77 @@ def on_front(candidates: Sequence[Candidate], objectives: Mapping[Objective, Dir
     return [bool(x) for x in pareto.front(points, [objectives[name] == "max" for name in objectives])]
 
 
-def select(candidates: Sequence[Candidate], objectives: Mapping[Objective, Direction], count: int) -> list[Entry]:
-    """The `count` most accurate configurations of the front; equal configurations count once."""
-    front = [c for c, is_on in zip(candidates, on_front(candidates, objectives), strict=True) if is_on]
-    chosen: dict[str, Entry] = {}
-    for candidate in sorted(front, key=lambda c: (-c.accuracy_val, c.gpu_hours, c.trial)):
-        chosen.setdefault(_key(candidate.config), Entry("front", candidate.trial, candidate.config))
-    return list(chosen.values())[:count]
+def select(
+    candidates: Sequence[Candidate], objectives: Mapping[Objective, Direction], count: int, *, num_val: int
+) -> list[Entry]:
+    """`count` candidates: of the front, most accurate first, then near-ties; equal trainings count once.
+
+    A front of more points is thinned: the most accurate stays, with those that cover the most of the plane
+    (`racing.spread`). A smaller one is filled up: what is dominated by less than the standard error of its accuracy on
+    `num_val` images may well be on the true front (`racing.near_ties`). Of a configuration that has a place, another
+    epoch that is not on the front adds nothing.
+    """
+    ranked = sorted(candidates, key=_best_first)
+    mask = on_front(ranked, objectives)
+    front: dict[str, Candidate] = {}
+    for candidate, is_on in zip(ranked, mask, strict=True):
+        if is_on:
+            front.setdefault(_stem(candidate.config, candidate.epochs), candidate)
+    chosen = list(front.values())
+    if len(chosen) > count and len(objectives) > 1:
+        kept = spread([c.accuracy_val for c in chosen], [c.gpu_hours for c in chosen], count)
+        chosen = [chosen[i] for i in kept]
+    chosen = chosen[:count]
+    if len(chosen) < count and "accuracy" in objectives:
+        hours = [c.gpu_hours if "gpu_hours" in objectives else 0.0 for c in ranked]
+        near = near_ties([c.accuracy_val for c in ranked], hours, num_val)
+        chosen += _others(chosen, [ranked[i] for i in near])[: count - len(chosen)]
+    return [Entry("front", c.trial, c.config, c.epochs, c.accuracy_val) for c in chosen]
+
+
+def _best_first(candidate: Candidate) -> tuple[float, float, int, int]:
+    return (-candidate.accuracy_val, candidate.gpu_hours, candidate.trial, candidate.epochs)
+
+
+def _others(chosen: Sequence[Candidate], more: Sequence[Candidate]) -> list[Candidate]:
+    """The first of each further configuration."""
+    first: dict[int, Candidate] = {}
+    for candidate in more:
+        first.setdefault(candidate.trial, candidate)
+    others: dict[str, Candidate] = {}
+    for candidate in first.values():
+        others.setdefault(_key(candidate.config), candidate)
+    known = {_key(c.config) for c in chosen}
+    return [candidate for key, candidate in others.items() if key not in known]
 
 
 def arms(candidates: Sequence[Candidate]) -> list[Entry]:
     """The ablation's arms, most complete first; fewer where no trial had a teacher, synthetic images or a pool.
 
-    `distilled` and `scratch` keep the recipe of the best trial that was taught on the task; `pretrained` is the best
-    trial that was taught on a pool, whose recipe `scratch` keeps where no other was taught.
+    `distilled` and `scratch` keep the recipe of the best candidate that was taught on the task, and its epochs;
+    `pretrained` is the best that was taught on a pool, whose recipe `scratch` keeps where no other was taught.
     """
 
-    def best(of: Sequence[Candidate]) -> Candidate:
-        return max(of, key=lambda c: (c.accuracy_val, -c.gpu_hours, -c.trial))
+    def best(role: str, of: Sequence[Candidate]) -> Entry:
+        found = min(of, key=_best_first)
+        return Entry(role, found.trial, found.config, found.epochs)
 
     pretrained = [c for c in candidates if c.config.pretraining is not None]
     taught = [c for c in candidates if c.config.teacher != NO_TEACHER and c.config.pretraining is None]
     both = [c for c in taught if c.config.synthetic.ratio > 0]
     found = []
     if both:
-        found.append(Entry("distilled+synthetic", best(both).trial, best(both).config))
+        found.append(best("distilled+synthetic", both))
     if taught:
-        chosen = best(both or taught)
-        distilled = chosen.config.model_copy(update={"synthetic": SyntheticUse()})
-        found.append(Entry("distilled", chosen.trial, distilled))
+        model = best("distilled", both or taught)
+        model = replace(model, config=model.config.model_copy(update={"synthetic": SyntheticUse()}))
+        found.append(model)
     if pretrained:
-        found.append(Entry("pretrained", best(pretrained).trial, best(pretrained).config))
+        found.append(best("pretrained", pretrained))
     if found:
-        model = found[-1] if not taught else next(entry for entry in found if entry.role == "distilled")
+        model = model if taught else found[-1]
         nothing = {"teacher": NO_TEACHER, "loss": LossSection(), "synthetic": SyntheticUse(), "pretrain": Pretrain()}
-        found.append(Entry("scratch", model.trial, model.config.model_copy(update=nothing)))
+        found.append(replace(model, role="scratch", config=model.config.model_copy(update=nothing)))
     return found
 
 
@@ -96,9 +136,14 @@ def _key(config: TrialConfig) -> str:
     return fingerprint(config)[:12]
 
 
-def job_name(config: TrialConfig, seed: int) -> str:
-    """A retraining's name, also that of its files: equal configurations share their trainings."""
-    return f"final-{_key(config)}-seed{seed}"
+def _stem(config: TrialConfig, epochs: int) -> str:
+    part = "" if epochs == config.train.epochs else f"-e{epochs}"
+    return f"final-{_key(config)}{part}"
+
+
+def job_name(config: TrialConfig, seed: int, epochs: int) -> str:
+    """A retraining's name, also that of its files: equal trainings are done once."""
+    return f"{_stem(config, epochs)}-seed{seed}"
 
 
 class Outcomes:
@@ -126,37 +171,93 @@ class Outcomes:
         return {path.name: path.read_bytes() for path in paths if not path.name.startswith(".")}
 
 
+@dataclass(frozen=True)
+class Raced:
+    """The seeds that an entry was trained with, and who beat it before it had all; None where nobody did."""
+
+    seeds: tuple[int, ...]
+    beaten_by: Entry | None
+
+
 def train(
     entries: Sequence[Entry],
     seeds: Sequence[int],
     pool: LanePool,
     outcomes: Outcomes,
-    make_job: Callable[[TrialConfig, int], Job],
+    make_job: Callable[[TrialConfig, int, int], Job],
     on_event: Callable[[Mapping[str, Any]], None],
-) -> None:
-    """Retrain every entry with every seed on the lanes; those with an outcome are not trained again.
+    *,
+    cost: Callable[[TrialConfig, float], float],
+    num_val: int,
+) -> list[Raced]:
+    """Retrain the entries on the lanes, seed by seed, until all seeds are done or a row of the front is beaten.
+
+    Beaten is who is less accurate on validation, with `racing.CONFIDENCE`, than another entry that costs no more. What
+    an entry costs is what its row will say: the shared artifacts and the mean device-seconds of its retrainings. The
+    search's own figure is left out: a lucky one is what brought the entry here. Arms are never dropped, nor are rows
+    that are one training with an arm. A lane has always a job waiting; one that turns out not to be wanted ends all the
+    same and counts as a seed. What has an outcome is not trained again. Returns one `Raced` an entry.
+
+    Args:
+        make_job: of a configuration, a seed and the number of epochs after which the training ends.
+        cost: what a configuration costs alone with so many device-seconds of training, in any unit.
+        num_val: images of the validation split.
 
     Raises:
         RunFailed: a retraining failed.
     """
-    jobs = {job_name(e.config, seed): (e.config, seed) for e in entries for seed in seeds}
-    open_jobs = [name for name in jobs if outcomes.get(name) is None]
+    stems = [_stem(e.config, e.epochs) for e in entries]
+    racers = dict(zip(reversed(stems), reversed(entries), strict=True))  # of equal ones the first
+    kept = {stem for stem, e in zip(stems, entries, strict=True) if e.role != "front"}
+    race = Race({stem: stem not in kept for stem in dict.fromkeys(stems)}, seeds, resolution=1 / num_val)
+    runs = {f"{stem}-seed{seed}": (stem, seed) for seed in seeds for stem in racers}
+
+    def record(name: str, outcome: Mapping[str, Any]) -> None:
+        stem, seed = runs[name]
+        race.record(stem, seed, Run(outcome["accuracy_val"], cost(racers[stem].config, outcome["train_seconds"])))
+
+    def jobs() -> Iterator[tuple[str, Job]]:
+        while (taken := race.take()) is not None:
+            stem, seed = taken
+            yield f"{stem}-seed{seed}", make_job(racers[stem].config, seed, racers[stem].epochs)
+
+    for name in runs:
+        if (outcome := outcomes.get(name)) is not None:
+            record(name, outcome)
+    for name, ended in _run(jobs(), pool, on_event):
+        outcomes.put(name, ended)
+        record(name, ended)
+    done = {stem: tuple(seed for seed in seeds if (stem, seed) in race.runs) for stem in racers}
+    return [Raced(done[stem], racers.get(race.beaten_by.get(stem, ""))) for stem in stems]
+
+
+def _run(
+    jobs: Iterator[tuple[str, Job]], pool: LanePool, on_event: Callable[[Mapping[str, Any]], None]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each job as it ends; there is always one more than there are lanes, as long as `jobs` gives any."""
     seen = len(ray.get(pool.mailbox.events_since.remote(0)))
-    for name in open_jobs:
-        pool.submit(name, make_job(*jobs[name]))
-    for name in open_jobs:
-        while True:
-            message = ray.get(pool.mailbox.next_message.remote(name))
-            events = ray.get(pool.mailbox.events_since.remote(seen))
-            seen += len(events)
-            for event in events:
-                on_event(event)
-            pool.check()
-            if message["type"] == "end":
-                break
-        if message["state"] != "completed":
+    waiting: dict[Any, str] = {}
+    while True:
+        while len(waiting) <= pool.plan.num_lanes and (given := next(jobs, None)) is not None:
+            name, job = given
+            pool.submit(name, job)
+            pool.check()  # after it: lanes that give up later than this say so to all who wait
+            waiting[pool.mailbox.next_message.remote(name)] = name
+        if not waiting:
+            return
+        (ready,), _ = ray.wait(list(waiting))
+        name, message = waiting.pop(ready), ray.get(ready)
+        events = ray.get(pool.mailbox.events_since.remote(seen))
+        seen += len(events)
+        for event in events:
+            on_event(event)
+        pool.check()
+        if message["type"] != "end":
+            waiting[pool.mailbox.next_message.remote(name)] = name
+        elif message["state"] != "completed":
             raise RunFailed(f"finalist {name}: {message['error'] or message['state']}; run again to try it once more")
-        outcomes.put(name, message)
+        else:
+            yield name, message
 
 
 def pretrain_seconds(outcome: Mapping[str, Any]) -> float:
@@ -182,7 +283,7 @@ def summarise(entry: Entry, seeds: Sequence[int], outcomes: Outcomes) -> Summary
     """Gather an entry's outcomes, all of which must be there."""
     found = []
     for seed in seeds:
-        outcome = outcomes.get(job_name(entry.config, seed))
+        outcome = outcomes.get(job_name(entry.config, seed, entry.epochs))
         assert outcome is not None, "summarise comes after train"
         found.append((seed, outcome))
     best_seed, best = max(found, key=lambda item: (item[1]["accuracy_val"], -item[0]))

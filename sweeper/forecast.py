@@ -116,12 +116,12 @@ def forecast(plan: Plan, space: Space, store: Store, *, is_local: bool = True) -
             measured.append(item.kind)
         seconds[item.kind] = seconds.get(item.kind, 0.0) + found
     training = _training_seconds(plan, _points(space), counted)
+    lanes = _local_lanes(plan.config, slot) if is_local else None
     if training is None:
         unknown.append("training")
     else:
         shared = math.fsum(seconds.values())
-        seconds["search"], seconds["finalists"] = _search_seconds(plan.config, space, training, shared)
-    lanes = _local_lanes(plan.config, slot) if is_local else None
+        seconds["search"], seconds["finalists"] = _search_seconds(plan.config, space, training, shared, lanes or 1)
     return Forecast(seconds, tuple(dict.fromkeys(measured)), tuple(dict.fromkeys(unknown)), slot, lanes)
 
 
@@ -266,13 +266,13 @@ def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> f
 
 
 def _search_seconds(
-    config: SweepConfig, space: Space, training: tuple[float, float], shared: float
+    config: SweepConfig, space: Space, training: tuple[float, float], shared: float, lanes: int
 ) -> tuple[float, float]:
     """Device-seconds of the search, its scheduler's early stops expected, and of the finalists.
 
     Args:
         training: mean seconds of a pre-training, which no scheduler stops, and of a whole training on the task.
-        shared: seconds of the artifacts, which count into a budget of GPU-hours.
+        shared: seconds of the artifacts, in a budget of GPU-hours. lanes: filled while a budget on the clock lasts.
     """
     scheduler: Any = config.search.scheduler
     share: Callable[..., float] | None = getattr(registry.load("schedulers", scheduler.kind), "expected_share", None)
@@ -281,8 +281,8 @@ def _search_seconds(
     budgets = []
     if config.search.trials is not None:
         budgets.append(config.search.trials * (before + task * (share(scheduler, max_epochs) if share else 1.0)))
-    if config.search.gpu_hours is not None:
-        budgets.append(max(0.0, config.search.gpu_hours * 3600 - shared))
+    budgets += [max(0.0, config.search.gpu_hours * 3600 - shared)] if config.search.gpu_hours is not None else []
+    budgets += [config.search.wall_hours * 3600 * lanes] if config.search.wall_hours is not None else []
     final = config.finalists
     num_arms = 2 + bool(config.pools) if final.ablate and config.teachers else 0  # one more is a finalist, as a rule
     return min(budgets), (final.count + num_arms) * final.seeds * (before + task)

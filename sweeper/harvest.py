@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweeper import finalists
+from sweeper import finalists, insight, report
+from sweeper.desk import candidates_of
 from sweeper.finalists import Candidate, Entry, Outcomes, Summary
 from sweeper.ledger import SECONDS_PER_HOUR, Charge, Cost, amortize, training_charges
 from sweeper.plan import Plan, artifact_uses, charges
+from sweeper.racing import Reached, front_probability, winners_curse
 from sweeper.results import RunFolder
-from sweeper.rows import FinalRow, TrialRow, mean_and_std
-from sweeper.store import Record
+from sweeper.rows import FinalRow, Record, TrialRow, mean_and_std
+from sweeper.store import Record as Artifact
 from sweeper.study import Study
 from sweeper.trial import TrialConfig
 
@@ -27,22 +30,26 @@ class Final:
     outcomes: Outcomes
 
 
-def device_of(records: Iterable[Record]) -> str:
+def device_of(records: Iterable[Artifact]) -> str:
     """The device that the artifacts were made on, which is the lanes' too; `cpu` where nothing was measured."""
     names = [charge.device for charge in charges(records)]
     return names[0] if names else "cpu"
 
 
 def candidates(book: Study) -> list[Candidate]:
-    """Completed trials of the search."""
+    """What of the search's trials can stand on the front, by `search.front`."""
     found = []
     for trial in book.trials():
-        outcome = trial.user_attrs["outcome"]
-        if outcome["state"] == "completed":
-            config = TrialConfig.model_validate(trial.user_attrs["config"])
-            hours = Cost(**outcome["cost"]).as_hours()["gpu_hours"]
-            found.append(Candidate(trial.number, config, outcome["accuracy_val"], hours))
+        config = TrialConfig.model_validate(trial.user_attrs["config"])
+        for epochs, accuracy, hours in candidates_of(book.config.front, trial.user_attrs["outcome"]):
+            found.append(Candidate(trial.number, config, accuracy, hours, epochs))
     return found
+
+
+def worth_retraining(candidates: Sequence[Candidate], chance: float) -> list[Candidate]:
+    """Those at least half as far above `chance` as the best: the first epochs of a front are cheap and of no use."""
+    best = max((c.accuracy_val for c in candidates), default=chance)
+    return [c for c in candidates if c.accuracy_val - chance >= 0.5 * (best - chance)]
 
 
 def first_error(book: Study) -> str:
@@ -62,7 +69,7 @@ def _common(config: TrialConfig, params: int, device: str) -> dict[str, Any]:
     }
 
 
-def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: Study, finals: Sequence[Final]) -> None:
+def write(folder: RunFolder, plan: Plan, records: Mapping[str, Artifact], book: Study, finals: Sequence[Final]) -> None:
     """Write every file of the results; the marker of a finished run comes last."""
     device = device_of(records.values())
     trials = book.trials()
@@ -71,7 +78,8 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
     shared = [(o["cost"]["train"], artifact_uses(plan, c, records)) for o, c in zip(outcomes, configs, strict=True)]
     found = candidates(book)
     mask = finalists.on_front(found, plan.config.search.objectives)
-    front = {c.trial for c, is_on in zip(found, mask, strict=True) if is_on}
+    front = {(c.trial, c.epochs) for c, is_on in zip(found, mask, strict=True) if is_on}
+    on_front = {trial for trial, _ in front}
     rows = [
         TrialRow(
             trial=trial.number,
@@ -82,30 +90,24 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
             state=outcome["state"],
             error=outcome["error"],
             config=trial.user_attrs["config"],
-            on_front=trial.number in front,
+            on_front=trial.number in on_front,
             extra=_pretrain_hours(finalists.pretrain_seconds(outcome)),
             **_common(config, outcome["params"], device),
         )
         for trial, config, outcome, amortized in zip(trials, configs, outcomes, amortize(shared), strict=True)
     ]
     folder.write_trials(rows)
-    names = ("epoch", "accuracy_val", "loss", "train_seconds")
-    folder.write_curves(
-        [
-            {"trial": trial.number, **dict(zip(names, report, strict=True))}
-            for trial, outcome in zip(trials, outcomes, strict=True)
-            for report in outcome["curve"]
-        ]
-    )
+    folder.write_curves([row for t, o in zip(trials, outcomes, strict=True) for row in _curve(t.number, o, front)])
     folder.write_ledger([*charges(records.values()), *_search_charges(book, device), *_final_charges(finals, device)])
     finished = [_final_row(final, plan, records, shared, device) for final in finals]
+    finished = _with_front_probability(finished, finals, plan.config.seed)
     pareto = sorted((r for r in finished if r.role == "front"), key=lambda r: (-r.accuracy_val, r.cost.total))
     folder.write_pareto([replace(row, rank=rank) for rank, row in enumerate(pareto, 1)])
     folder.write_ablation([row for row in finished if row.role != "front"])
     for final in finals:
         if final.entry.role == "front":
-            name = finalists.job_name(final.entry.config, final.summary.model_seed)
-            folder.write_model(final.entry.trial, final.outcomes.model(name))
+            name = finalists.job_name(final.entry.config, final.summary.model_seed, final.entry.epochs)
+            folder.write_model(model_name(final.entry), final.outcomes.model(name))
     counts = plan.index.split_counts()
     read = [records[item.key] for item in (plan.images, *plan.pools.values())]
     facts = {
@@ -114,16 +116,71 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Record], book: St
         "unreadable": ", ".join(lost["sample_id"] for r in read for lost in r.meta["unreadable"]) or "none",
         "trials": f"{len(rows)} ({sum(row.state == 'stopped' for row in rows)} stopped early, "
         f"{sum(row.state == 'failed' for row in rows)} failed)",
+        report.WINNERS_CURSE: curse_text(finals),
     }
+    spent = math.fsum(charge.seconds for charge in charges(records.values()))
+    reasons = insight.write(folder, book, num_classes=len(plan.index.class_names), shared_seconds=spent)
+    facts |= {report.WHAT_MATTERED: reasons} if reasons else {}
     folder.write_environment(device=device, facts=facts)
     folder.write_report()
     folder.finish()
 
 
+def _curve(trial: int, outcome: Mapping[str, Any], front: set[tuple[int, int]]) -> list[Record]:
+    """Every report of a trial, with what a training that ended there would cost alone."""
+    cost = Cost(**outcome["cost"])
+    return [
+        {
+            "trial": trial,
+            "epoch": int(epoch),
+            "accuracy_val": accuracy,
+            "loss": loss,
+            "train_seconds": seconds,
+            "gpu_hours": (cost.total - cost.train + seconds) / SECONDS_PER_HOUR,
+            "on_front": (trial, int(epoch)) in front,
+        }
+        for epoch, accuracy, loss, seconds in outcome["curve"]
+    ]
+
+
+def model_name(entry: Entry) -> str:
+    """The folder below `models/` of a row of the front: its trial, and its epochs where those are not all."""
+    return str(entry.trial) + (f"-e{entry.epochs}" if entry.epochs < entry.config.train.epochs else "")
+
+
+def curse_text(finals: Sequence[Final]) -> str:
+    """How much better the front looked in the search than it is on test, in a sentence."""
+    rows = [
+        Reached(
+            searched=final.entry.searched_accuracy,
+            retrained=final.summary.accuracy_val,
+            tested=mean_and_std(final.summary.accuracies_test)[0],
+        )
+        for final in finals
+        if final.entry.role == "front"
+    ]
+    curse = winners_curse(rows)
+    return (
+        f"validation minus test, mean over {len(rows)} row{'s' if len(rows) > 1 else ''}: "
+        f"{100 * curse.searched:+.1f} points as the search saw them, {100 * curse.retrained:+.1f} retrained"
+    )
+
+
+def _with_front_probability(rows: Sequence[FinalRow], finals: Sequence[Final], seed: int) -> list[FinalRow]:
+    """The rows of the front say how probably they are on it."""
+    of_front = [(row, final) for row, final in zip(rows, finals, strict=True) if row.role == "front"]
+    accuracies = [final.summary.accuracies_test for _, final in of_front]
+    shares = iter(front_probability(accuracies, [row.cost.total for row, _ in of_front], seed=seed))
+    return [
+        replace(row, extra={**row.extra, "front_probability": next(shares) if row.role == "front" else math.nan})
+        for row in rows
+    ]
+
+
 def _final_row(
     final: Final,
     plan: Plan,
-    records: Mapping[str, Record],
+    records: Mapping[str, Artifact],
     shared: Sequence[tuple[float, Any]],
     device: str,
 ) -> FinalRow:
@@ -141,7 +198,11 @@ def _final_row(
         cost=Cost.alone(summary.train_seconds, uses),
         gpu_hours_amortized=amortize([*shared, (summary.train_seconds, uses)])[-1],
         role=entry.role,  # type: ignore[arg-type]
-        extra={"model_accuracy_test": summary.model_accuracy_test, **_pretrain_hours(summary.pretrain_seconds)},
+        extra={
+            "model_accuracy_test": summary.model_accuracy_test,
+            **_pretrain_hours(summary.pretrain_seconds),
+            "model": model_name(entry) if entry.role == "front" else None,
+        },
         **_common(entry.config, summary.params, device),
     )
 
@@ -166,7 +227,7 @@ def _final_charges(finals: Iterable[Final], device: str) -> list[Charge]:
     found: dict[str, list[Charge]] = {}
     for final in finals:
         for seed in final.seeds:
-            key = finalists.job_name(final.entry.config, seed)
+            key = finalists.job_name(final.entry.config, seed, final.entry.epochs)
             outcome = final.outcomes.get(key)
             assert outcome is not None
             found[key] = _charges(key, final.entry.config, outcome["train_seconds"], outcome, device)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from sweeper.batches import DataCache, DataRefs, TrialData
+    from sweeper.outcome import EpochReport
     from sweeper.slots import LanePlan
     from sweeper.views import ViewConfig
 
@@ -48,6 +49,7 @@ class Job:
     views: ViewConfig
     view_seed: int
     seed: int
+    until: int | None = None  # the epoch after which it is complete, where that is not its recipe's last
     final: bool = False  # evaluate on test and send the model home
 
 
@@ -96,7 +98,7 @@ def _run_job(job_id: str, job: Job, *, cache: DataCache, device: torch.device, m
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     config = TrialConfig.model_validate(job.config)
 
-    def report(done: train.EpochReport) -> bool:
+    def report(done: EpochReport) -> bool:
         going_on = True
         if rank == 0:
             going_on = ray.get(mailbox.report.remote(lane, job_id, asdict(done)))
@@ -121,6 +123,7 @@ def _run_job(job_id: str, job: Job, *, cache: DataCache, device: torch.device, m
         device=device,
         report=report,
         slot=MailboxSlot(mailbox, job_id),
+        until=job.until,
         world=train.World(rank, num_ranks, _data_parallel if num_ranks > 1 else None),
         with_test=job.final,
         keep_model=job.final,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Mailbox:
     async def enlist(self, lane: str, pid: int) -> int:
         """A lane's worker says that it is there; returns its incarnation, which each `take` names."""
         self.incarnation[lane] = self.incarnation.get(lane, 0) + 1
-        self.events.append({"type": "lane", "lane": lane, "pid": pid, "incarnation": self.incarnation[lane]})
+        self._log({"type": "lane", "lane": lane, "pid": pid, "incarnation": self.incarnation[lane]})
         await self._wake()
         return self.incarnation[lane]
 
@@ -71,7 +72,7 @@ class Mailbox:
             return None
         job_id = self.queue.popleft()
         self.held[lane] = job_id
-        self.events.append({"type": "start", "lane": lane, "job": job_id})
+        self._log({"type": "start", "lane": lane, "job": job_id})
         return job_id, self.jobs[job_id]
 
     async def report(self, lane: str, job_id: str, report: Message) -> bool:
@@ -97,9 +98,12 @@ class Mailbox:
         self._checkpoint(job_id).unlink(missing_ok=True)
 
     def _post(self, job_id: str, message: Message) -> None:
-        self.events.append({key: value for key, value in message.items() if key != "model"})
+        self._log({key: value for key, value in message.items() if key != "model"})
         if job_id in self.messages:
             self.messages[job_id].put_nowait(message)
+
+    def _log(self, event: Message) -> None:
+        self.events.append({**event, "time": time.monotonic()})
 
     async def ended(self, job_id: str) -> None:
         """Wait until a job has ended."""
@@ -116,6 +120,13 @@ class Mailbox:
         if job_id in self.jobs:
             self.stops.add(job_id)
         self.messages.pop(job_id, None)
+
+    async def stop_all(self) -> None:
+        """A search ends before its trials: those that run stop at their next epoch, those that wait never begin."""
+        self.stops.update(self.held.values())
+        while self.queue:
+            self._end("", self.queue.popleft(), {"state": "withdrawn"})
+        await self._wake()
 
     async def events_since(self, number: int) -> list[Message]:
         """All events from number `number` on: what the live view shows."""

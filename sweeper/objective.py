@@ -113,17 +113,18 @@ class Objective(nn.Module):
         return total
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Write a classifier that a loss trained in place of the student's own (SimKD) into the student.
+    def settle(self, *others: Student) -> None:
+        """Write a classifier that a loss trained in place of the student's own (SimKD) into the student and `others`.
 
         It is affine, so that it is known by its values at 0 and at the unit vectors.
         """
         if self._classifiers():
-            head = self.student.model.get_classifier()
-            unit_DD = torch.eye(head.in_features, device=head.weight.device)
-            bias_K = self._classify(torch.zeros_like(unit_DD[:1]))[0]
-            head.weight.copy_((self._classify(unit_DD) - bias_K).T)
-            head.bias.copy_(bias_K)
+            for student in (self.student, *others):
+                head = student.model.get_classifier()
+                unit_DD = torch.eye(head.in_features, device=head.weight.device)
+                bias_K = self._classify(torch.zeros_like(unit_DD[:1]))[0]
+                head.weight.copy_((self._classify(unit_DD) - bias_K).T)
+                head.bias.copy_(bias_K)
 
     def _part(self, name: str) -> Any:
         return dict(self.terms.items()).get(name)

@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Maximise = bool | Sequence[bool]
+# Where cost is bounded at all it is at so many times the dearest point's: at its own, the most accurate point, which
+# is often the dearest, would cover nothing.
+REACH = 2.0
 
 
 def front(points: ArrayLike, maximise: Maximise) -> NDArray[np.bool_]:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeper import registry, spacefile
+from sweeper import points, registry, spacefile
+from sweeper.archive import find_run
 from sweeper.datasets import DatasetIndex
 from sweeper.errors import InputError
 from sweeper.fingerprint import fingerprint
 from sweeper.forecast import Forecast
 from sweeper.plan import Plan, make_plan
+from sweeper.points import Point
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Store
@@ -37,6 +39,7 @@ class Prepared:
     plan: Plan
     store: Store
     folder: RunFolder
+    first_points: tuple[Point, ...] = ()  # what the search tries first
 
     @property
     def max_epochs(self) -> int:
@@ -48,9 +51,12 @@ def prepare(space: SpaceFile, options: Options) -> Prepared:
     """List the dataset and plan. Builds nothing, starts nothing, writes nothing.
 
     Raises:
-        InputError: the dataset can not be read.
+        InputError: the dataset can not be read, or a run to start from is not there.
     """
     config = space.config
+    first: list[Point] = [points.flat(space.space, tree)[0] for tree in config.search.points]
+    for number, name in enumerate(config.search.warm_start):
+        first += _front_of(name, options, space, f"search.warm_start.{number}")
     dataset: Any = config.dataset
     index: DatasetIndex = registry.load("datasets", dataset.kind).index(dataset, config.seed)
     if not index.class_names:
@@ -68,7 +74,23 @@ def prepare(space: SpaceFile, options: Options) -> Prepared:
     identity |= {"pools": {name: found.content for name, found in pools.items()}} if pools else {}
     run_id = fingerprint(identity)[:RUN_ID_LENGTH]
     folder = RunFolder(Path(options.results) / config.name / run_id)
-    return Prepared(space, make_plan(config, space.space, index, store, pools), store, folder)
+    return Prepared(space, make_plan(config, space.space, index, store, pools), store, folder, tuple(first))
+
+
+def _front_of(name: str, options: Options, space: SpaceFile, path: str) -> list[Point]:
+    """What an earlier run found best, most accurate first, as far as this space has it."""
+    try:
+        run = find_run(options.results, name)
+    except InputError as error:
+        raise InputError(f"{path}: {error} ({space.origin(path)})") from error
+    trials = sorted(run.read_trials(), key=lambda trial: (-(trial["accuracy_val"] or 0.0), trial["trial"]))
+    found = [points.known_part(space.space, trial["config"]) for trial in trials if trial["on_front"]]
+    if not any(found):
+        what = "shares no leaf with this space" if found else "has no finished search"
+        raise InputError(
+            f"{path}: run {run.label} {what}, so that nothing can be learnt from it ({space.origin(path)})"
+        )
+    return list(found)
 
 
 def header(prepared: Prepared, expected: Forecast) -> list[str]:
@@ -95,6 +117,10 @@ def header(prepared: Prepared, expected: Forecast) -> list[str]:
             lines.append(f"  {title:<10} {what} ({state})")
     budget = [f"{config.search.trials} trials"] if config.search.trials else []
     budget += [f"{config.search.gpu_hours:g} GPU-hours"] if config.search.gpu_hours else []
+    budget += [f"{config.search.wall_hours:g} hours on the clock"] if config.search.wall_hours else []
+    budget += [f"accuracy {config.search.target:g}"] if config.search.target else []
     final = f"{config.finalists.count} finalists x {config.finalists.seeds} seeds"
-    lines.append(f"  search     {' or '.join(budget)}, {config.search.sampler}, then {final}")
+    scheduler: Any = config.search.scheduler
+    how = f"{config.search.sampler} with {scheduler.kind}"
+    lines.append(f"  search     {' or '.join(budget)}, {how}, then {final}")
     return [*lines, *expected.lines()]

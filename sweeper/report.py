@@ -1,43 +1,32 @@
-"""A run as a picture and as one HTML page.
+"""A run as one HTML page.
 
-The picture shows every trial, so that the front can be judged against what was tried. The page holds everything in one
-file (styles and picture inlined, no script, no network), follows the reader's light or dark scheme, and escapes every
-text: class names and messages come from the user's data. Both are written from records (`results.COLUMNS`) and depend
-on nothing else: equal records give equal bytes.
+The page holds everything in one file (styles and pictures inlined, no script, no network), follows the reader's light
+or dark scheme, and escapes every text: class names and messages come from the user's data. It is written from records
+(`rows`) and depends on nothing else: equal records give equal bytes.
 """
 
 from __future__ import annotations
 
 import base64
-import io
-import itertools
 import json
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from sweeper import tables
 from sweeper.tables import Record
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
-
-# Okabe and Ito's colours (2008), told apart with any colour vision; grey is left for training from scratch.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
-_SCRATCH = "#7f7f7f"
-_MARKERS = ("o", "s", "^", "D", "P", "X")
-_INK = "#222222"
 NUM_LISTED = 30
-_ANGLES = (150, 120, 180, 210, 330, 30, 90, 270, 300, 60, 240, 0)  # up and to the left of a staircase is mostly free
-_Point = tuple[float, float]
+SMALLEST_SHARE = 0.01
+# Facts with these names are said where they belong instead of in the head.
+WINNERS_CURSE = "winner's curse"
+WHAT_MATTERED = "what mattered"
+_MATTERS_FOR = {"accuracy": "For accuracy", "gpu_hours": "For cost"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +35,14 @@ class Contents:
 
     Attributes:
         title: `<name>/<run id>`.
-        facts: what the reader should know of the run, as name and text.
+        facts: what the reader should know of the run, as name and text. `WINNERS_CURSE` is said below the front, and
+            `WHAT_MATTERED` (why no importance could be given, say) in the section of that name.
         pareto, ablation, trials, ledger: records of the files of those names.
+        importance, hypervolume, rungs: likewise; empty in runs that were written before they existed.
         space: the resolved space file.
         environment: as in environment.json.
         png: the picture of the front.
+        progress_png: the picture of `hypervolume`; empty without it.
     """
 
     title: str
@@ -62,6 +54,10 @@ class Contents:
     space: Mapping[str, Any]
     environment: Mapping[str, Any]
     png: bytes
+    importance: Sequence[Record] = ()
+    hypervolume: Sequence[Record] = ()
+    rungs: Sequence[Record] = ()
+    progress_png: bytes = b""
 
 
 def html(contents: Contents) -> bytes:
@@ -73,9 +69,12 @@ def html(contents: Contents) -> bytes:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = tables.plain
+    facts = {name: tables.plain(_fact(value)) for name, value in contents.facts.items()}
     page = environment.from_string(template).render(
         title=contents.title,
-        facts={name: tables.plain(_fact(value)) for name, value in contents.facts.items()},
+        winners_curse=facts.pop(WINNERS_CURSE, ""),
+        what_mattered=facts.pop(WHAT_MATTERED, ""),
+        facts=facts,
         pareto=tables.pareto(contents.pareto),
         ablation=tables.ablation(contents.ablation) if contents.ablation else None,
         ledger=ledger_summary(contents.ledger),
@@ -87,6 +86,11 @@ def html(contents: Contents) -> bytes:
         command=contents.environment.get("command", ""),
         environment=json.dumps(contents.environment, indent=2, ensure_ascii=False, sort_keys=True),
         png=base64.b64encode(contents.png).decode("ascii"),
+        importance=importance_shares(contents.importance),
+        rungs=tables.rungs(contents.rungs) if contents.rungs else None,
+        rungs_say=tables.rungs_sentence(contents.rungs) if contents.rungs else "",
+        progress_says=progress_sentence(contents.hypervolume, device_of(contents)) if contents.hypervolume else "",
+        progress_png=base64.b64encode(contents.progress_png).decode("ascii"),
     )
     return (page + "\n").encode("utf-8", "replace")
 
@@ -97,6 +101,45 @@ def _fact(value: object) -> str:
         return str(value)
     shown = ", ".join(map(str, value[:NUM_LISTED]))
     return shown if len(value) <= NUM_LISTED else f"{shown} and {len(value) - NUM_LISTED} more"
+
+
+def device_of(contents: Contents) -> str:
+    """The device that the run's times were taken on."""
+    return str(next((record["device"] for record in [*contents.pareto, *contents.trials]), "cpu"))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One objective's importances for the page: (parameter, share, trials that had it), the small ones only counted."""
+
+    title: str
+    rows: tuple[tuple[str, float, int], ...]
+    num_small: int
+
+
+def importance_shares(records: Sequence[Record]) -> list[Shares]:
+    """Records of importance.parquet, an objective at a time, parameters of less than `SMALLEST_SHARE` left out."""
+    found = []
+    for objective in dict.fromkeys(str(record["objective"]) for record in records):
+        own = [record for record in records if record["objective"] == objective]
+        rows = tuple(
+            (tables.plain(r["parameter"]), float(r["importance"]), int(r["trials"]))
+            for r in own
+            if r["importance"] >= SMALLEST_SHARE
+        )
+        found.append(Shares(_MATTERS_FOR.get(objective, objective), rows, len(own) - len(rows)))
+    return found
+
+
+def progress_sentence(curve: Sequence[Record], device: str) -> str:
+    """What the curve of the hypervolume comes to, and when most of it was there."""
+    final, end = curve[-1]["hypervolume"], curve[-1]["seconds"] / 3600
+    if not final > 0:
+        return "No trial was better than chance."
+    most = next(record["seconds"] for record in curve if record["hypervolume"] >= 0.9 * final) / 3600
+    unit, factor = tables.cost_unit([end], device)
+    spent, whole = (tables.significant(hours * factor, 3) for hours in (most, end))
+    return f"Hypervolume {final:.3f} at the end; nine tenths of it were there after {spent} of {whole} {unit}."
 
 
 def ledger_summary(charges: Sequence[Record]) -> tables.TextTable:
@@ -112,160 +155,3 @@ def ledger_summary(charges: Sequence[Record]) -> tables.TextTable:
         rows.append((stage, device, str(len(group)), f"{sum(int(charge['units']) for charge in group):,}", time))
     headers = ("stage", "device", "charges", "units", "device time")
     return tables.TextTable(headers=headers, rows=tuple(rows), right=frozenset(headers[2:]))
-
-
-def png(pareto: Sequence[Record], trials: Sequence[Record]) -> bytes:
-    """Accuracy on validation against device-hours: all trials by teacher, the front, labelled finalists."""
-    import matplotlib
-
-    # The object interface with its own canvas: no global figure, and no back end that could look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with warnings.catch_warnings(), matplotlib.rc_context({"font.family": "DejaVu Sans", "text.parse_math": False}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that DejaVu lacks: boxes
-        figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        front = [_point(record) for record in pareto if _is_shown(record)]
-        shown = [record for record in trials if _is_shown(record)]
-        floor = _floor([y for _, y in front], [_point(record)[1] for record in shown])
-        _draw_trials(axes, shown, [str(r["teacher"]) for r in [*pareto, *trials]], floor)
-        stairs = _draw_front(axes, front)
-        device = str(next((record["device"] for record in [*pareto, *trials]), "cpu"))
-        _set_axes(axes, [*front, *map(_point, shown)], floor, device)
-        figure.draw_without_rendering()  # labels are placed by their size on the paper, which the layout decides
-        figure.set_layout_engine("none")
-        _place_labels(axes, [record for record in pareto if _is_shown(record)], [_point(r) for r in shown], stairs)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _point(record: Record) -> _Point:
-    return float(record["gpu_hours"]), float(record["accuracy_val"])
-
-
-def _is_shown(record: Record) -> bool:
-    accuracy, hours = record["accuracy_val"], record["gpu_hours"]
-    return accuracy is not None and math.isfinite(accuracy) and hours is not None and 0 < hours < math.inf
-
-
-def _floor(front: Sequence[float], trials: Sequence[float]) -> float:
-    """Lower end of the accuracy axis: a trial that learnt nothing must not squeeze the front into one line."""
-    every = [*front, *trials] or [0.0]
-    reach = max(0.08, 2.5 * (max(front) - min(front))) if front else 1.0
-    return max(min(every), min(front, default=0.0) - reach) if front else min(every)
-
-
-def _draw_trials(axes: Axes, trials: Sequence[Record], teachers: Sequence[str], floor: float) -> None:
-    names = sorted(set(teachers) - {"none"})
-    looks = {name: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, name in enumerate(names)}
-    looks["none"] = (_SCRATCH, "x")
-    for name in [*names, "none"]:
-        colour, marker = looks[name]
-        points = [_point(record) for record in trials if record["teacher"] == name]
-        inside = [point for point in points if point[1] >= floor]
-        below = [(x, floor) for x, y in points if y < floor]
-        label = tables.plain(f"teacher {name}" if name != "none" else "no teacher")
-        line = (
-            {"facecolors": colour}
-            if marker == "x"
-            else {"facecolors": colour, "edgecolors": "white", "linewidths": 0.5}
-        )
-        if inside or below:
-            axes.scatter(*_columns(inside), s=34, marker=marker, alpha=0.55, label=label, zorder=2, **line)
-        if below:
-            axes.scatter(*_columns(below), s=34, marker="v", alpha=0.55, color=colour, zorder=2, clip_on=False)
-    hidden = sum(_point(record)[1] < floor for record in trials)
-    if hidden:
-        note = f"▾ {hidden} trial{'s' if hidden > 1 else ''} below this range"
-        axes.annotate(note, (1, 0), (-4, 6), "axes fraction", "offset points", ha="right", fontsize=8, color="#666666")
-
-
-def _columns(points: Sequence[_Point]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _draw_front(axes: Axes, points: Sequence[_Point]) -> list[_Point]:
-    """A staircase: between two points of a front the cheaper one is what can be had. Returns its corners."""
-    front: list[_Point] = []
-    for point in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    axes.plot(*_columns(front), drawstyle="steps-post", color=_INK, linewidth=1.3, zorder=3, label="front")
-    axes.scatter(*_columns(points), s=62, facecolor="white", edgecolor=_INK, linewidth=1.5, zorder=4, label="finalist")
-    turns = [(after[0], before[1]) for before, after in itertools.pairwise(front)]
-    return [corner for step in itertools.zip_longest(front, turns) for corner in step if corner is not None]
-
-
-def _set_axes(axes: Axes, points: Sequence[_Point], floor: float, device: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    xs, ys = _columns(points or [(1.0, 0.0)])
-    axes.set_xscale("log")
-    pad = max(1.15, (max(xs) / min(xs)) ** 0.08)
-    axes.set_xlim(min(xs) / pad, max(xs) * pad)
-    height = max(max(ys) - floor, 0.01)
-    axes.set_ylim(floor - 0.06 * height, min(max(ys) + 0.12 * height, max(1.005, max(ys))))
-    fine = math.log10(max(xs) / min(xs)) < 1.2
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if fine else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tables.significant(value, 2)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    unit = "CPU device-hours" if tables.processor(device) == "CPU" else "GPU-hours"
-    axes.set_xlabel(f"{unit} from nothing (log scale)")
-    axes.set_ylabel("accuracy on validation")
-    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, borderaxespad=0)
-
-
-def _place_labels(axes: Axes, records: Sequence[Record], trials: Sequence[_Point], stairs: Sequence[_Point]) -> None:
-    """Greedy: for each finalist the nearest place that covers no other label, no finalist and no edge of the plot."""
-    taken: list[Bbox] = []
-    finalists = [axes.transData.transform(_point(record)) for record in records]
-    corners = [axes.transData.transform(point) for point in stairs]
-    line = [a + (b - a) * step / 60 for a, b in itertools.pairwise(corners) for step in range(61)]
-    others = [*(axes.transData.transform(point) for point in trials), *line]
-    for record in sorted(records, key=lambda r: (-r["accuracy_val"], r["gpu_hours"])):
-        teacher = "" if record["teacher"] == "none" else f"{record['teacher']} → "
-        text = tables.plain(f"{teacher}{record['student']}\n{tables.accuracy_text(record['accuracy_val'])}")
-        note = axes.annotate(
-            text,
-            _point(record),
-            (0, 0),
-            textcoords="offset points",
-            fontsize=8,
-            color=_INK,
-            zorder=5,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4},
-        )
-        taken.append(_settle(axes, note, lambda box: _badness(box, axes.bbox, taken, finalists, others)))
-
-
-def _badness(box: Bbox, plot: Bbox, taken: Sequence[Bbox], finalists: Sequence[Any], others: Sequence[Any]) -> float:
-    """What a label there would cost: another label, a finalist or the edge weigh most, trials and the line little."""
-    clashes = sum(box.overlaps(other) for other in taken) + box.count_contains(finalists)
-    outside = sum((box.x0 < plot.x0, box.y0 < plot.y0, box.x1 > plot.x1, box.y1 > plot.y1))
-    return 1000.0 * float(clashes + outside) + (12.0 * float(box.count_contains(others)) if others else 0.0)
-
-
-def _settle(axes: Axes, note: Annotation, badness: Callable[[Bbox], float]) -> Bbox:
-    """Move a label to its place and return the box that it fills, in pixels."""
-    from matplotlib.text import Text
-    from matplotlib.transforms import Bbox
-
-    def move(radius: int, angle: int) -> Bbox:
-        note.set_position((radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))))
-        note.set_horizontalalignment(
-            "center" if angle in (90, 270) else "left" if math.cos(math.radians(angle)) > 0 else "right"
-        )
-        note.update_positions(renderer)
-        extent = Text.get_window_extent(note, renderer)  # Annotation's own would count the leader line
-        return Bbox.from_extents(extent.x0 - 4, extent.y0 - 3, extent.x1 + 4, extent.y1 + 3)
-
-    renderer = axes.get_figure(root=True).canvas.get_renderer()  # type: ignore[union-attr]
-    places = [(radius, angle) for radius in (14, 22, 32, 44, 58, 74, 92, 112, 134) for angle in _ANGLES]
-    return move(*min(places, key=lambda place: badness(move(*place)) + place[0]))

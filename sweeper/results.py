@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sweeper import provenance, report, tables
+from sweeper import figures, provenance, report, tables
 from sweeper.files import part_path, write_atomically, write_synced
 from sweeper.ledger import Charge
 from sweeper.rows import (
@@ -28,6 +28,9 @@ from sweeper.rows import (
     COLUMNS,
     CURVE_TYPES,
     FINAL_TYPES,
+    HYPERVOLUME_TYPES,
+    IMPORTANCE_TYPES,
+    RUNG_TYPES,
     TRIAL_TYPES,
     FinalRow,
     Record,
@@ -126,6 +129,18 @@ class RunFolder:
             self._write(f"ablation.{name}", texts[name])
         self._write_table("ablation.parquet", FINAL_TYPES, records)
 
+    def write_importance(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """importance.parquet, from `importance.importances`; no file without records."""
+        self._write_or_drop("importance.parquet", IMPORTANCE_TYPES, records)
+
+    def write_hypervolume(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """hypervolume.parquet, from `progress.hypervolume_curve`; no file without records."""
+        self._write_or_drop("hypervolume.parquet", HYPERVOLUME_TYPES, records)
+
+    def write_rungs(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """rungs.parquet, a rung each: how well accuracy there ranked trials like the final one; no file without any."""
+        self._write_or_drop("rungs.parquet", RUNG_TYPES, records)
+
     def write_environment(self, *, device: str, facts: Mapping[str, Any] | None = None) -> None:
         """environment.json; `facts` is what the report's head says of the run (dataset, classes, ...), by name."""
         self._write("environment.json", to_json({**provenance.environment(device), "facts": dict(facts or {})}))
@@ -136,18 +151,18 @@ class RunFolder:
         self._write("pareto.png", contents.png)
         self._write("report.html", report.html(contents))
 
-    def write_model(self, trial: int, files: Mapping[str, bytes]) -> Path:
-        """models/<trial>/ with exactly these files; an earlier one is replaced as a whole."""
+    def write_model(self, name: str, files: Mapping[str, bytes]) -> Path:
+        """models/<name>/ with exactly these files; an earlier one is replaced as a whole."""
         models = self.path / "models"
         models.mkdir(parents=True, exist_ok=True)
-        staged, target = part_path(models, str(trial)), models / str(trial)
+        staged, target = part_path(models, name), models / name
         staged.mkdir()
         for name, data in files.items():
             write_synced(staged / name, data)
         if target.exists():
-            target.rename(part_path(models, str(trial)))
+            target.rename(part_path(models, name))
         staged.rename(target)
-        for leftover in models.glob(f".{trial}.*.part"):
+        for leftover in models.glob(f".{name}.*.part"):
             shutil.rmtree(leftover)
         return target
 
@@ -171,6 +186,15 @@ class RunFolder:
     def read_ablation(self) -> list[Record]:
         return self._read_table("ablation.parquet")
 
+    def read_importance(self) -> list[Record]:
+        return self._read_table("importance.parquet")
+
+    def read_hypervolume(self) -> list[Record]:
+        return self._read_table("hypervolume.parquet")
+
+    def read_rungs(self) -> list[Record]:
+        return self._read_table("rungs.parquet")
+
     def read_environment(self) -> Record:
         environment: Record = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         return environment
@@ -179,8 +203,8 @@ class RunFolder:
         """What the report is made of, read from the files that are there."""
         environment = self.read_environment() if (self.path / "environment.json").exists() else {}
         facts = environment.pop("facts", {})
-        pareto, trials = self.read_pareto(), self.read_trials()
-        return report.Contents(
+        pareto, trials, curve = self.read_pareto(), self.read_trials(), self.read_hypervolume()
+        contents = report.Contents(
             title=self.label,
             facts=facts,
             pareto=pareto,
@@ -189,8 +213,13 @@ class RunFolder:
             ledger=self.read_ledger(),
             space=self.read_space(),
             environment=environment,
-            png=report.png(pareto, trials),
+            png=figures.front_png(pareto, trials),
+            importance=self.read_importance(),
+            hypervolume=curve,
+            rungs=self.read_rungs(),
         )
+        picture = figures.progress_png(curve, report.device_of(contents)) if curve else b""
+        return replace(contents, progress_png=picture)
 
     def _read_table(self, name: str) -> list[Record]:
         path = self.path / name
@@ -205,6 +234,13 @@ class RunFolder:
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink)
         self._write(name, sink.getvalue().to_pybytes())
+
+    def _write_or_drop(self, name: str, types: Mapping[str, pa.DataType], records: Sequence[Mapping[str, Any]]) -> None:
+        """A table that not every run has; one that an earlier session wrote does not outlive its records."""
+        if records:
+            self._write_table(name, types, records)
+        else:
+            (self.path / name).unlink(missing_ok=True)
 
     def _write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)

@@ -49,6 +49,14 @@ CURVE_TYPES = {
     "loss": pa.float64(),
     "train_seconds": pa.float64(),
 }
+IMPORTANCE_TYPES = {
+    "objective": pa.string(),
+    "parameter": pa.string(),
+    "importance": pa.float64(),
+    "trials": pa.int64(),
+}
+HYPERVOLUME_TYPES = {"seconds": pa.float64(), "hypervolume": pa.float64()}
+RUNG_TYPES = {"rung": pa.int64(), "epochs": pa.int64(), "trials": pa.int64(), "spearman": pa.float64()}
 CHARGE_TYPES = {
     "stage": pa.string(),
     "key": pa.string(),

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeper import spacefile
+from sweeper import spacefile, tables
 from sweeper.console import Console
 from sweeper.errors import InputError, SweeperError
 from sweeper.pairs import check_models
@@ -129,7 +129,15 @@ def show(folder: RunFolder, console: Console, *, fresh: bool) -> None:
     if ablation:
         console.message()
         console.ablation(ablation)
-    best = rows[0]["trial"]
+    mattered = tables.importance_lines(folder.read_importance())
+    rungs = folder.read_rungs()
+    if mattered or rungs:
+        console.message()
+    for line in mattered:
+        console.message(f"what mattered for {line}")
+    if rungs:
+        console.message(tables.rungs_sentence(rungs))
+    best = rows[0].get("model") or rows[0]["trial"]  # earlier runs have one row a trial, and no such column
     console.message()
     console.message(f"files: {folder.path}/ (pareto.csv, report.html, pareto.png, models/)")
     console.message(f'best student: timm.create_model("local-dir:{folder.path}/models/{best}", pretrained=True)')

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
 from sweeper import registry
-from sweeper.config import SearchConfig
+from sweeper.desk import Desk, told
 from sweeper.lane import Job, LanePool
-from sweeper.ledger import Cost
-from sweeper.study import Study, spent_seconds
+from sweeper.occupancy import Occupancy
+from sweeper.schedulers import METRIC, MODE
 from sweeper.trial import TrialConfig
 
 TRAINABLE_BYTES = 16 * 2**20  # a Tune trial only waits: it holds no CPU, so that lanes can have all of them
@@ -36,7 +36,7 @@ class LaneTrial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the job that the searcher has put into the mailbox."""
         self.mailbox = config["mailbox"]
-        self.job = config["job"]
+        self.job, self.shared_seconds = config["job"], config["shared_seconds"]
         self.last: dict[str, Any] = {"epoch": 0, "accuracy": 0.0}
 
     def step(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class LaneTrial(tune.Trainable):  # type: ignore[misc]
         message = ray.get(self.mailbox.next_message.remote(self.job))
         if message["type"] != "report":
             return {**self.last, "done": True}
-        self.last = {"epoch": message["epoch"], "accuracy": message["accuracy_val"]}
+        self.last = told(message, self.shared_seconds)
         return dict(self.last)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -67,62 +67,43 @@ class LaneTrial(tune.Trainable):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the search needs to know of the run, and whom it tells.
-
-    make_job: builds the job of a trial; cost: what a resolved trial with so many seconds of training costs alone;
-    shared_seconds: device-seconds of shared artifacts, counted into a budget of GPU-hours; on_event: the live view.
-    """
+    """What the search needs of the run: `make_job` builds the job of a trial, `on_event` is the live view."""
 
     make_job: Callable[[TrialConfig], Job]
-    cost: Callable[[TrialConfig, float], Cost]
-    shared_seconds: float
     on_event: Callable[[Mapping[str, Any]], None]
 
 
-def job_id(number: int) -> str:
-    """The mailbox's name for trial `number` of the search."""
-    return f"trial-{number:05d}"
+class Ended(NamedTuple):
+    """Which budget ended the search, and the share of their time that the lanes trained (None: nothing was trained)."""
+
+    why: str
+    busy: float | None
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
-    """Tune's searcher over a `Study`: proposes, hands jobs to the mailbox, and writes down how they end.
+    """Tune's searcher over a `Desk`: proposes, hands jobs to the mailbox, and passes on what lanes say.
 
     All of Optuna's work happens on Tune's own thread, in the order in which jobs end.
     """
 
-    def __init__(self, study: Study, pool: LanePool, config: SearchConfig, hooks: Hooks) -> None:
-        super().__init__(metric="accuracy", mode="max")
-        self.book, self.pool, self.config, self.hooks = study, pool, config, hooks
-        self.waiting = study.interrupted()
-        self.open: dict[str, tuple[int, TrialConfig]] = {}
-        self.curves: dict[str, list[list[float]]] = {}
+    def __init__(self, desk: Desk, pool: LanePool, hooks: Hooks) -> None:
+        super().__init__(metric=METRIC, mode=MODE)
+        self.desk, self.pool, self.hooks = desk, pool, hooks
+        self.occupancy = Occupancy(pool.plan.workers)
         self.seen = 0
-        self.asked = len(study.trials())
-
-    def exhausted(self) -> bool:
-        """Whether the budget allows no further trial."""
-        if self.waiting:
-            return False
-        if self.config.trials is not None and self.asked >= self.config.trials:
-            return True
-        if self.config.gpu_hours is None:
-            return False
-        spent = spent_seconds(self.book.trials()) + self.hooks.shared_seconds
-        return spent / 3600 >= self.config.gpu_hours
+        self.ended = ""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial, its job already in the mailbox; interrupted ones first."""
+        """The next trial, its job already in the mailbox."""
         self.pool.check()
         self.drain()
-        if self.exhausted():
+        proposed = self.desk.propose()
+        if proposed is None:
             return str(Searcher.FINISHED)
-        number, config = self.waiting.pop(0) if self.waiting else self.book.ask()
-        self.asked += 1
-        name = job_id(number)
-        self.open[name] = (number, config)
-        self.curves[name] = []
+        name, config = proposed
         self.pool.submit(name, self.hooks.make_job(config))
-        return {"job": name, "mailbox": self.pool.mailbox}
+        shared = self.desk.open[name].shared_seconds
+        return {"job": name, "mailbox": self.pool.mailbox, "shared_seconds": shared}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tune has seen a report: a good moment to look at all that has happened."""
@@ -133,39 +114,22 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.drain()
 
     def drain(self) -> None:
-        """Read the mailbox's new events: pass them to the view, and write finished jobs down."""
+        """Read the mailbox's new events: pass them to the view, write finished jobs down, stop where a budget ends."""
         events = ray.get(self.pool.mailbox.events_since.remote(self.seen))
         self.seen += len(events)
         for event in events:
             name = event.get("job")
-            if event["type"] == "report" and name in self.curves:
-                row = [event["epoch"], event["accuracy_val"], event["loss"], event["train_seconds"]]
-                earlier = [r for r in self.curves[name] if r[0] < row[0]]  # a restarted worker repeats epochs
-                self.curves[name] = [*earlier, row]
-                event = {**event, "config": self.open[name][1]}
-            if event["type"] == "end" and name in self.open:
-                event = {**event, **self._settle(name, event)}
+            if name in self.desk.open:
+                self.occupancy.follow(event)
+                if event["type"] == "report":
+                    event = {**event, "config": self.desk.open[name].config}
+                    self.desk.report(name, event)
+                elif event["type"] == "end":
+                    event = {**event, **self.desk.end(name, event)}
             self.hooks.on_event(event)
-
-    def _settle(self, name: str, end: Mapping[str, Any]) -> dict[str, Any]:
-        number, config = self.open.pop(name)
-        seen = self.curves.pop(name)
-        curve = [list(row) for row in end.get("curve") or seen]  # a trial that began under an earlier driver knows more
-        seconds = end.get("train_seconds", curve[-1][3] if curve else 0.0)
-        cost = self.hooks.cost(config, seconds)
-        outcome = {
-            "state": end["state"],
-            "error": end["error"],
-            "epochs": len(curve) and int(curve[-1][0]),
-            "num_epochs": config.train.epochs,
-            "accuracy_val": curve[-1][1] if curve else None,
-            "cost": {"adapt": cost.adapt, "targets": cost.targets, "synthetic": cost.synthetic, "train": cost.train},
-            "pretrain_seconds": end.get("pretrain_seconds", 0.0),
-            "params": end.get("params", 0),
-            "curve": curve,
-        }
-        self.book.record(number, outcome)
-        return {"trial": number, "config": config, "cost": cost, "accuracy_val": outcome["accuracy_val"]}
+        if events and not self.ended and self.desk.open and (why := self.desk.why_at_once):
+            self.ended = why
+            ray.get(self.pool.mailbox.stop_all.remote())
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher for `Tuner.restore`, which is not used: a run goes on from the study's journal."""
@@ -197,27 +161,29 @@ def _quiet_tune() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
-def run(study: Study, pool: LanePool, config: SearchConfig, epochs: int, hooks: Hooks, work: Path) -> None:
-    """Search until the budget is spent; afterwards every trial of the study has an outcome.
+def run(desk: Desk, pool: LanePool, epochs: int, hooks: Hooks, work: Path, journal: Path) -> Ended:
+    """Search until a budget is spent; afterwards every trial that began has an outcome.
 
     Args:
         epochs: the most epochs that a trial of the space can have: the schedulers' last rung.
         work: a scratch folder for Tune.
+        journal: where the scheduler writes down what it knows of the trials.
     """
-    searcher = StudySearcher(study, pool, config, hooks)
+    config = desk.config
+    searcher = StudySearcher(desk, pool, hooks)
     scheduler: Any = config.scheduler
-    ahead = pool.plan.num_lanes + 1
-    if not searcher.exhausted():
-        left = len(searcher.waiting) + max(0, (config.trials or 10**9) - searcher.asked - len(searcher.waiting))
+    if not desk.why_ended:
+        left = len(desk.waiting) + max(0, (config.trials or 10**9) - desk.asked - len(desk.waiting))
         bundle = tune.PlacementGroupFactory([{"CPU": 0, "memory": TRAINABLE_BYTES}])
+        kind = registry.load("schedulers", scheduler.kind)
         with _quiet_tune():
             tune.Tuner(
                 tune.with_resources(LaneTrial, bundle),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=registry.load("schedulers", scheduler.kind).build(scheduler, epochs),
+                    scheduler=kind.build(scheduler, epochs, objectives=config.objectives, journal=journal),
                     num_samples=left,
-                    max_concurrent_trials=ahead,
+                    max_concurrent_trials=pool.plan.num_lanes + 1,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
@@ -227,8 +193,9 @@ def run(study: Study, pool: LanePool, config: SearchConfig, epochs: int, hooks: 
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 ),
             ).fit()
-    for name in list(searcher.open):  # stopped trials end at their next epoch
-        while name in searcher.open:
+    for name in list(desk.open):  # stopped trials end at their next epoch
+        while name in desk.open:
             ray.get(pool.mailbox.ended.remote(name))
             pool.check()
             searcher.drain()
+    return Ended(searcher.ended or desk.why_ended, searcher.occupancy.share)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sweeper import crosschecks
+from sweeper import crosschecks, points
 from sweeper.conditions import ABSENT, owner_of
 from sweeper.config import SweepConfig
 from sweeper.domain import Domain, is_same
@@ -61,6 +61,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SpaceFile:
         crossed = list(crosschecks.problems(space, document.tree))
         said = {problem.path for problem in crossed if problem.is_cross}
         more = [problem for problem in more if problem.path not in said] + crossed
+    if config is not None and not problems:
+        for number, tree in enumerate(config.search.points):
+            wrong_here = points.flat(space, tree)[1]
+            more += [Problem.of(f"search.points.{number}.{path}", message) for path, message in wrong_here]
     if problems or more or config is None:
         raise SpaceError(_lines(problems + more, document, space))
     return SpaceFile(path=str(path), config=config, space=space, origin=document.origin)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.config import SearchConfig
+from sweeper.files import mend_tail
+from sweeper.fingerprint import fingerprint
 from sweeper.ledger import Cost
-from sweeper.space import Domain, Space
+from sweeper.points import Point, distinct
+from sweeper.samplers import Untried, as_asked, make_sampler, quasi_random, suggest
+from sweeper.space import Space
 from sweeper.trial import TrialConfig
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -29,54 +34,26 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 STUDY_NAME = "sweep"
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 EARLY_STOPPED = "early_stopped"
-
-
-def mend_tail(path: Path) -> None:
-    """Cut a torn last line off a journal: Optuna appends to it, and the file never loads again."""
-    if path.exists():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with path.open("r+b") as file:
-                file.truncate(whole)
-
-
-def suggest(trial: optuna.Trial, path: str, domain: Domain) -> Any:
-    """Ask Optuna for a value of a domain. Options that are not plain values are asked for by their position."""
-    if domain.kind == "choice":
-        if all(isinstance(option, str | int | float | bool | None) for option in domain.options):
-            return trial.suggest_categorical(path, list(domain.options))
-        return domain.options[trial.suggest_categorical(path, list(range(len(domain.options))))]
-    if domain.kind == "randint":
-        return trial.suggest_int(path, int(domain.low), int(domain.high) - 1)
-    if domain.kind == "quniform":
-        return trial.suggest_float(path, domain.low, domain.high, step=domain.q)
-    return trial.suggest_float(path, domain.low, domain.high, log=domain.kind == "loguniform")
-
-
-def make_sampler(config: SearchConfig, seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler for trial `number`: seeded by both, so that a resumed run does not repeat its first proposals."""
-    own = (seed * 1_000_003 + number) % 2**31
-    match config.sampler:
-        case "tpe":
-            return optuna.samplers.TPESampler(seed=own, multivariate=True, group=True)
-        case "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=own, population_size=16)
-        case "gp":
-            return optuna.samplers.GPSampler(seed=own)
-        case "random":
-            return optuna.samplers.RandomSampler(seed=own)
+FAILED = 2.0  # above any share of epochs
 
 
 class Study:
-    """One run's trials, on disk. Used from one thread of one process; the run's lock sees to the latter."""
+    """One run's trials, on disk. Used from one thread of one process; the run's lock sees to the latter.
 
-    def __init__(self, journal: Path, config: SearchConfig, space: Space, seed: int) -> None:
+    Args:
+        first: points that are tried before all others, in this order (`points`).
+    """
+
+    def __init__(
+        self, journal: Path, config: SearchConfig, space: Space, seed: int, first: Sequence[Point] = ()
+    ) -> None:
         mend_tail(journal)
         Path(f"{journal}.lock").unlink(missing_ok=True)  # left by a killed driver; the run's own lock is held
         backend = JournalFileBackend(str(journal))
         self.config, self.space, self.seed = config, space, seed
         self.objectives = list(config.objectives)
+        is_random = config.sampler == "random"
+        self.planned = [*distinct(first), *([] if is_random else quasi_random(space, config.startup, seed))]
         self.study = optuna.create_study(
             study_name=STUDY_NAME,
             storage=optuna.storages.JournalStorage(backend),
@@ -84,6 +61,11 @@ class Study:
             sampler=make_sampler(config, seed, 0),
             load_if_exists=True,
         )
+        earlier = self.study.get_trials(deepcopy=False)
+        self.asked = len(earlier)
+        self.handles: dict[int, optuna.Trial] = {}  # of trials that are open
+        configs = [t.user_attrs["config"] for t in earlier if "config" in t.user_attrs]
+        self.tried = {fingerprint(TrialConfig.model_validate(config)) for config in configs}
 
     def trials(self) -> list[FrozenTrial]:
         """All trials that have an outcome, by number."""
@@ -103,13 +85,30 @@ class Study:
 
     def ask(self) -> tuple[int, TrialConfig]:
         """A new trial: its number and its resolved configuration, written down."""
-        number = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = make_sampler(self.config, self.seed, number)
+        number = self.asked
+        sampler = make_sampler(self.config, self.seed, number)
+        if number < len(self.planned):
+            domains = self.space.domains
+            fixed = {path: as_asked(domains[path], value) for path, value in self.planned[number].items()}
+            sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
+        elif self.config.sampler != "random":
+            sampler = Untried(sampler, self.space, self._was_tried, number)
+        self.study.sampler = sampler
         trial = self.study.ask()
         point = self.space.sample(lambda path, domain: suggest(trial, path, domain))
         config = TrialConfig.model_validate(point).resolved()
         trial.set_user_attr("config", config.model_dump(mode="json"))
+        self.asked, self.handles[trial.number] = number + 1, trial
+        self.tried.add(fingerprint(config))
         return trial.number, config
+
+    def _was_tried(self, point: Mapping[str, Any]) -> bool:
+        return fingerprint(TrialConfig.model_validate(point).resolved()) in self.tried
+
+    def withdraw(self, number: int) -> None:
+        """A trial that was asked for and never begun: it has no outcome, and no sampler is told of it."""
+        self.study.tell(self._handle(number), state=TrialState.FAIL)
+        self.handles.pop(number)
 
     def record(self, number: int, outcome: dict[str, Any]) -> None:
         """Write an outcome down, then tell the sampler.
@@ -120,29 +119,55 @@ class Study:
         """
         self._handle(number).set_user_attr("outcome", outcome)
         self._tell(number, outcome)
+        self.handles.pop(number)
 
     def _handle(self, number: int) -> optuna.Trial:
-        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        """A trial that is open; Optuna's own way to it looks through all trials."""
+        if number not in self.handles:
+            self.handles[number] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        return self.handles[number]
 
     def _tell(self, number: int, outcome: dict[str, Any]) -> None:
+        """Tell the sampler the two values, and how far they are from what was asked for.
+
+        The violation is 0 for a completed trial, the share of its epochs that a stopped one was not given, and
+        `FAILED` for one that failed, whose accuracy is told as 0: with it the sampler learns where not to look.
+        """
         accuracy = outcome["accuracy_val"]
-        if outcome["state"] == "failed" or accuracy is None or not math.isfinite(accuracy):
-            self.study.tell(number, state=TrialState.FAIL)
-            return
-        cost = Cost(**outcome["cost"])
+        failed = outcome["state"] == "failed" or accuracy is None or not math.isfinite(accuracy)
         left = 1 - outcome["epochs"] / outcome["num_epochs"]
-        if outcome["state"] == "stopped":
-            # The cost that it would have had: so far alone, a stopped trial would look cheap.
-            first = outcome.get("pretrain_seconds", 0.0)  # paid once, whenever it stops
-            whole = first + (cost.train - first) / max(1e-9, 1 - left)
-            cost = Cost(cost.adapt, cost.targets, cost.synthetic, whole)
+        cost = Cost(**outcome["cost"])
+        if left > 0 and outcome["epochs"]:
+            # The cost that it would have had: so far alone, a trial that was cut short would look cheap.
+            cost = replace(cost, train=whole_training(outcome))
+        violation = FAILED if failed else left if outcome["state"] == "stopped" else 0.0
         handle = self._handle(number)
         if EARLY_STOPPED not in handle.constraints:  # set already where the run was killed just before `tell`
-            handle.set_constraint(EARLY_STOPPED, left if outcome["state"] == "stopped" else 0.0)
-        values = {"accuracy": accuracy, "gpu_hours": cost.as_hours()["gpu_hours"]}
-        self.study.tell(number, [values[name] for name in self.objectives])
+            handle.set_constraint(EARLY_STOPPED, violation)
+        values = {"accuracy": 0.0 if failed else accuracy, "gpu_hours": cost.as_hours()["gpu_hours"]}
+        self.study.tell(handle, [values[name] for name in self.objectives])
+
+
+def whole_training(outcome: Mapping[str, Any]) -> float:
+    """Device-seconds that a trial which was cut short would have trained, at the pace that it had."""
+    first = outcome.get("pretrain_seconds", 0.0)  # paid once, whenever it stops
+    return float(first + (outcome["cost"]["train"] - first) * outcome["num_epochs"] / max(1, outcome["epochs"]))
 
 
 def spent_seconds(trials: Sequence[FrozenTrial]) -> float:
     """Device-seconds of training that the trials' outcomes hold."""
     return math.fsum(t.user_attrs["outcome"]["cost"]["train"] for t in trials)
+
+
+def clock_seconds(trials: Sequence[FrozenTrial]) -> float:
+    """Seconds on the clock during which at least one of the trials ran: what earlier sessions of a run took."""
+    spans = sorted(
+        (t.datetime_start.timestamp(), t.datetime_complete.timestamp())
+        for t in trials
+        if t.datetime_start is not None and t.datetime_complete is not None
+    )
+    total, until = 0.0, -math.inf
+    for begin, end in spans:
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

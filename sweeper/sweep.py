@@ -9,6 +9,7 @@ from typing import Any, cast
 from sweeper import finalists, harvest, search
 from sweeper.batches import DataRefs, TeacherRefs
 from sweeper.console import Console, LaneView
+from sweeper.desk import Desk
 from sweeper.errors import RunFailed
 from sweeper.lane import Job, LanePool
 from sweeper.ledger import Cost
@@ -67,8 +68,8 @@ class Sweep:
         """What a trial alone would have cost."""
         return Cost.alone(train_seconds, artifact_uses(self.plan, trial, self.records))
 
-    def job(self, trial: TrialConfig, seed: int, final: bool) -> Job:
-        """The job of one training."""
+    def job(self, trial: TrialConfig, seed: int, *, epochs: int | None = None, final: bool = False) -> Job:
+        """The job of one training, complete after `epochs` where those are not all of the recipe's."""
         return Job(
             config=trial.model_dump(mode="json"),
             refs=data_refs(self.plan, trial),
@@ -76,29 +77,28 @@ class Sweep:
             views=self.config.views,
             view_seed=self.config.seed,
             seed=seed,
+            until=epochs,
             final=final,
         )
 
     def search(self, work: Path) -> Study:
         """Run the search to its end; returns the study."""
-        settings = self.config.search
-        book = Study(self.prepared.folder.path / "journal.log", settings, self.prepared.space.space, self.config.seed)
+        settings, folder = self.config.search, self.prepared.folder
+        space = self.prepared.space.space
+        book = Study(folder.path / "journal.log", settings, space, self.config.seed, self.prepared.first_points)
         shared = sum(record.charge.seconds for record in self.records.values() if record.charge)
-        earlier = book.trials()
         with self.console.lanes(self.pool.plan.num_lanes, settings.trials, self.device) as view:
             view.earlier(
                 [
                     {"trial": t.number, **{k: t.user_attrs["outcome"][k] for k in ("state", "accuracy_val")}}
-                    for t in earlier
+                    for t in book.trials()
                 ]
             )
-            hooks = search.Hooks(
-                make_job=lambda trial: self.job(trial, self.config.seed, final=False),
-                cost=self.cost,
-                shared_seconds=shared,
-                on_event=_Follow(view),
-            )
-            search.run(book, self.pool, settings, self.prepared.max_epochs, hooks, work)
+            hooks = search.Hooks(make_job=lambda trial: self.job(trial, self.config.seed), on_event=_Follow(view))
+            desk = Desk(book, settings, self.cost, shared)
+            epochs, rungs = self.prepared.max_epochs, folder.path / "rungs.jsonl"
+            ended = search.run(desk, self.pool, epochs, hooks, work, rungs)
+        self.console.message(_how_it_ended(ended))
         return book
 
     def finalists(self, book: Study) -> list[harvest.Final]:
@@ -107,22 +107,41 @@ class Sweep:
         candidates = harvest.candidates(book)
         if not candidates:
             raise RunFailed(f"search: no trial was completed; {harvest.first_error(book)}")
-        entries = finalists.select(candidates, self.config.search.objectives, settings.count)
+        num_val = self.plan.index.split_counts()["val"]
+        worth = harvest.worth_retraining(candidates, 1 / len(self.plan.index.class_names))
+        entries = finalists.select(worth, self.config.search.objectives, settings.count, num_val=num_val)
         if settings.ablate:
             entries += finalists.arms(candidates)
         seeds = [self.config.seed + 1 + i for i in range(settings.seeds)]
         outcomes = finalists.Outcomes(self.prepared.folder.path / "finalists")
-        total = len({finalists.job_name(e.config, seed) for e in entries for seed in seeds})
+        total = len({finalists.job_name(e.config, seed, e.epochs) for e in entries for seed in seeds})
         with self.console.stage("finalists", total, "trainings" if total > 1 else "training") as counter:
 
             def count(event: Mapping[str, Any]) -> None:
                 if event["type"] == "end":
                     counter.advance()
 
-            finalists.train(
-                entries, seeds, self.pool, outcomes, lambda trial, seed: self.job(trial, seed, final=True), count
+            raced = finalists.train(
+                entries,
+                seeds,
+                self.pool,
+                outcomes,
+                lambda trial, seed, epochs: self.job(trial, seed, epochs=epochs, final=True),
+                count,
+                cost=lambda trial, seconds: self.cost(trial, seconds).total,
+                num_val=num_val,
             )
-        return [harvest.Final(e, finalists.summarise(e, seeds, outcomes), seeds, outcomes) for e in entries]
+        finals = [
+            harvest.Final(entry, finalists.summarise(entry, done.seeds, outcomes), done.seeds, outcomes)
+            for entry, done in zip(entries, raced, strict=True)
+        ]
+        for final, done in zip(finals, raced, strict=True):
+            if done.beaten_by is not None:
+                rival = f"trial {done.beaten_by.trial}, {label(done.beaten_by.config)}"
+                what = f"trial {final.entry.trial}, {label(final.entry.config)}"
+                self.console.message(f"finalists: dropped after {len(done.seeds)} seeds: {what}; beaten by {rival}")
+        self.console.message(f"winner's curse: {harvest.curse_text(finals)}")
+        return finals
 
 
 class _Follow:
@@ -132,6 +151,8 @@ class _Follow:
         self.view = view
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        if event.get("state") == "withdrawn":
+            return
         job = str(event.get("job", ""))
         number = int(job.removeprefix("trial-")) if job.startswith("trial-") else None
         lane = int(event["lane"])
@@ -146,6 +167,11 @@ class _Follow:
             self.view.finished(
                 event["trial"], event["state"], label(config), event["accuracy_val"], hours, event["error"]
             )
+
+
+def _how_it_ended(ended: search.Ended) -> str:
+    busy = f"; lanes busy {100 * ended.busy:.1f}%" if ended.busy is not None else ""
+    return f"search: ended by {ended.why}{busy}"
 
 
 def label(config: TrialConfig) -> str:

@@ -12,52 +12,23 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from sweeper import student as students
+from sweeper.averaging import WeightAverage
 from sweeper.batches import BatchStream, ImageSplit, TrialData
 from sweeper.checkpoints import Checkpoints, Slot, state_of
 from sweeper.evaluate import accuracy
 from sweeper.learning_rate import learning_rate_factor
 from sweeper.objective import Objective
+from sweeper.outcome import EpochReport, Outcome, TrialFailed
 from sweeper.trial import TrialConfig
 
 BETAS = (0.9, 0.999)
-
-
-class TrialFailed(Exception):
-    """This configuration can not be trained: the reason goes into the trial's row, the lane goes on."""
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What the loop says after each epoch; `train_seconds` are device-seconds so far, all ranks together."""
-
-    epoch: int
-    epochs: int
-    accuracy_val: float
-    loss: float
-    train_seconds: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended. `model` holds the exported files (config.json, model.safetensors) if they were asked for."""
-
-    state: str  # completed | stopped
-    epochs: int
-    accuracy_val: float
-    accuracy_test: float | None
-    train_seconds: float
-    params: int
-    pretrain_seconds: float = 0.0  # of `train_seconds`
-    # epoch, accuracy on validation, loss, train_seconds; compared without, since seconds never repeat
-    curve: list[tuple[int, float, float, float]] = field(default_factory=list, compare=False)
-    model: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +79,7 @@ class Trainer:
             num_ranks=world.num_ranks,
         )
         self.student = student
+        self.average = WeightAverage(student, recipe.ema).to(device) if recipe.ema else None
         self.objective = Objective(student, config, replace(data, source=self.stream.source)).to(device)
         self.model = world.wrap(self.objective) if world.wrap else self.objective
         trained = [p for p in self.objective.parameters() if p.requires_grad]
@@ -123,9 +95,14 @@ class Trainer:
         self.last_accuracy = math.nan
         self.seconds = (self.synchronised() - entered) * world.num_ranks  # making a model holds the device too
 
+    @property
+    def result(self) -> students.Student:
+        """What the training has made so far: the student, or the average of its weights."""
+        return self.average.student if self.average is not None else self.student
+
     def go_on_from(self, first: Trainer) -> None:
         """Take over the student of the pre-training, and what it cost."""
-        self.student.load_state_dict(first.student.state_dict())
+        self.student.load_state_dict(first.result.state_dict())
         self.seconds += first.seconds
         self.pretrain_seconds = first.seconds
 
@@ -134,7 +111,7 @@ class Trainer:
         started = self.synchronised()
         self.run_epoch()
         if val is not None:
-            self.last_accuracy = accuracy(self.student, val)
+            self.last_accuracy = accuracy(self.result, val)
         self.seconds += (self.synchronised() - started) * self.world.num_ranks
         if val is not None:
             self.curve.append((self.epoch, self.last_accuracy, self.last_loss, self.seconds))
@@ -157,8 +134,10 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.student)
             total += loss.detach()
-        self.objective.settle()
+        self.objective.settle(self.result)
         self.epoch += 1
         self.last_loss = float(total) / self.steps_per_epoch
         if not math.isfinite(self.last_loss):
@@ -173,6 +152,7 @@ class Trainer:
             {
                 "objective": self.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
                 "epoch": self.epoch,
                 "seconds": self.seconds,
                 "pretrain_seconds": self.pretrain_seconds,
@@ -191,6 +171,8 @@ class Trainer:
         """Take up the state that `state_bytes` gave and `state_of` read."""
         self.objective.load_state_dict(saved["objective"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
         self.epoch = saved["epoch"]
         self.seconds += saved["seconds"]  # making this one is paid as well
         self.pretrain_seconds = saved["pretrain_seconds"]
@@ -208,7 +190,14 @@ class Trainer:
 
     def report(self) -> EpochReport:
         """The state after the epoch that was just run."""
-        return EpochReport(self.epoch, self.config.train.epochs, self.last_accuracy, self.last_loss, self.seconds)
+        return EpochReport(
+            epoch=self.epoch,
+            epochs=self.config.train.epochs,
+            accuracy_val=self.last_accuracy,
+            loss=self.last_loss,
+            train_seconds=self.seconds,
+            pretrain_seconds=self.pretrain_seconds,
+        )
 
 
 def fit(
@@ -220,6 +209,7 @@ def fit(
     report: Callable[[EpochReport], bool],
     slot: Slot,
     pool: TrialData | None = None,
+    until: int | None = None,
     world: World | None = None,
     with_test: bool = False,
     keep_model: bool = True,
@@ -231,6 +221,7 @@ def fit(
         report: told after each epoch on the task; False asks the loop to stop.
         slot: where checkpoints go; saved after an epoch when that costs little.
         pool: what `config.pretraining` is trained on first, if there is such.
+        until: the epoch after which the training is complete, its schedule unchanged; None for the recipe's last.
         with_test: evaluate the finished student once on the test split (finalists only).
 
     Raises:
@@ -249,16 +240,15 @@ def fit(
     elif saved is not None:
         trainer.load_state(saved)
     val = data.val.to(device)
-    how = "completed"
-    while trainer.epoch < config.train.epochs:
+    how, last = "completed", until or config.train.epochs
+    while trainer.epoch < last:
         trainer.timed_epoch(val)
-        going_on = report(trainer.report())
-        if not going_on and trainer.epoch < config.train.epochs:
+        if not report(trainer.report()) and trainer.epoch < last:
             how = "stopped"
             break
-        checkpoints.after_epoch(trainer.epoch, config.train.epochs, trainer.state_bytes)
-    test = accuracy(trainer.student, data.test.to(device)) if with_test and data.test is not None else None
-    exported = students.export(trainer.student, data.class_names) if keep_model and world.rank == 0 else {}
+        checkpoints.after_epoch(trainer.epoch, last, trainer.state_bytes)
+    test = accuracy(trainer.result, data.test.to(device)) if with_test and data.test is not None else None
+    exported = students.export(trainer.result, data.class_names) if keep_model and world.rank == 0 else {}
     return Outcome(
         state=how,
         epochs=trainer.epoch,

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from sweeper import registry
 from sweeper.domain import nearest
+from sweeper.learning_rate import Schedule
 from sweeper.losses import ONLINE
 from sweeper.registry import Settings
 from sweeper.sections import NonNegative, Positive, Probability, of_kind
@@ -110,6 +111,10 @@ class TrainConfig(Settings):
 
     An epoch is `epoch_size` training samples where that is given, else one pass over the trial's own images. With
     `epoch_size` every arm of a sweep sees equally many samples, however many synthetic images it adds.
+
+    `schedule`: cosine, constant, or wsd (warm-up, stable, decay). `ema`: decay of the average of the student's weights
+    that is evaluated and exported in their place, 0 for none. With wsd and an average the model of every epoch is worth
+    having, whenever the training ends (`search.front: anytime`).
     """
 
     epochs: Annotated[int, Field(ge=1)] = 40
@@ -117,8 +122,9 @@ class TrainConfig(Settings):
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.01
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: Probability = 0.05
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
 
 

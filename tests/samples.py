@@ -15,11 +15,11 @@ from sweeper import views
 from sweeper.batches import ImageSplit, TrialData
 from sweeper.config import SweepConfig
 from sweeper.datasets import DatasetIndex
+from sweeper.outcome import EpochReport
 from sweeper.plan import Artifact
 from sweeper.sources import CachedTargets
 from sweeper.space import Space
 from sweeper.store import Record, Store
-from sweeper.train import EpochReport
 from sweeper.trial import TrialConfig
 from sweeper.views import ViewConfig
 

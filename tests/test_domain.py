@@ -139,3 +139,28 @@ def test_describe_says_everything() -> None:
     domain = parse_domain({"randint": [1, 5], "when": {"a": ["x", "y"]}})
     assert domain is not None
     assert domain.describe() == "randint 1 to 5 (excluded) when a is x or y"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"choice": ["a", None, 3]},
+        {"uniform": [-1, 2]},
+        {"loguniform": [1e-4, 1e-1]},
+        {"randint": [2, 5]},
+        {"quniform": [0.1, 0.5, 0.1]},
+    ],
+)
+def test_quantiles_are_values_in_order_and_equally_many(written: Any) -> None:
+    domain = parse_domain(written)
+    assert domain is not None
+    found = [domain.at(i / 600) for i in range(600)]
+    assert all(domain.contains(value) for value in found)
+    assert domain.contains(domain.at(1 - 1e-12))
+    if domain.is_continuous:
+        middle = math.sqrt(1e-5) if domain.kind == "loguniform" else 0.5
+        assert domain.at(0.5) == pytest.approx(middle)
+        assert found == sorted(found)
+    else:
+        assert tuple(dict.fromkeys(found)) == domain.values()
+        assert {found.count(value) for value in domain.values()} == {600 // len(domain.values())}

@@ -73,7 +73,10 @@ def searched(folder: Path, plan: Plan, records: dict[str, Record]) -> Study:
             "cost": {"adapt": cost.adapt, "targets": cost.targets, "synthetic": cost.synthetic, "train": cost.train},
             "pretrain_seconds": PRETRAINED.get(number, 0.0),
             "params": 0 if state == "failed" else 1000 + number,
-            "curve": [[e + 1, accuracy, 1.0 / (e + 1), seconds * (e + 1) / epochs] for e in range(epochs)],
+            "curve": [
+                [e + 1, accuracy and accuracy * (e + 1) / epochs, 1.0 / (e + 1), seconds * (e + 1) / epochs]
+                for e in range(epochs)
+            ],
         }
         book.record(number, outcome)
     return book
@@ -81,9 +84,19 @@ def searched(folder: Path, plan: Plan, records: dict[str, Record]) -> Study:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    base = tmp_path_factory.mktemp("harvest")
+    return finished(tmp_path_factory.mktemp("harvest"))
+
+
+@pytest.fixture(scope="module")
+def anytime(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    scheduler = {"kind": "mo_asha", "grace": 2, "reduction": 2}
+    return finished(tmp_path_factory.mktemp("anytime"), front="anytime", scheduler=scheduler)
+
+
+def finished(base: Path, **search: Any) -> Run:
     store = Store(str(base / "store"))
-    config = sweep_config(trial={**TRIAL_TREE, "teacher": {"choice": ["cnn", "none"]}})
+    trial = {**TRIAL_TREE, "teacher": {"choice": ["cnn", "none"]}}
+    config = sweep_config(trial=trial, search={"trials": 8, "startup": 0, **search})
     plan = make_plan(config, space_of(config), dataset_index(), store)
     records: dict[str, Record] = {}
     for item in plan.artifacts():
@@ -93,15 +106,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         records[item.key] = commit_artifact(store, item, charge=charge or None, meta=meta)
     book = searched(base, plan, records)
     candidates = harvest.candidates(book)
-    entries = finalists.select(candidates, config.search.objectives, 3) + finalists.arms(candidates)
+    worth = harvest.worth_retraining(candidates, 1 / len(plan.index.class_names))
+    entries = finalists.select(worth, config.search.objectives, 3, num_val=100) + finalists.arms(candidates)
     outcomes = Outcomes(base / "finalists")
     for entry in entries:
         for seed in SEEDS:
             outcome = {"accuracy_val": 0.6 + seed / 100, "accuracy_test": 0.5 + seed / 10, "train_seconds": 50.0 * seed}
             outcome["pretrain_seconds"] = 10.0 * seed
             model = {"config.json": b"{}", "model.safetensors": f"{entry.trial} {seed}".encode()}
-            name = finalists.job_name(entry.config, seed)
-            outcomes.put(name, {**outcome, "epochs": 10, "params": 1234, "model": model})
+            name = finalists.job_name(entry.config, seed, entry.epochs)
+            outcomes.put(name, {**outcome, "epochs": entry.epochs, "params": 1234, "model": model})
     finals = [harvest.Final(e, finalists.summarise(e, SEEDS, outcomes), SEEDS, outcomes) for e in entries]
     folder = RunFolder(base / "results" / "tiny" / "r1")
     folder.write_space({"name": "tiny", "trial": config.trial})
@@ -123,7 +137,7 @@ def test_every_file_is_there_and_the_run_is_finished(run: Run) -> None:
     names = {p.name for p in run.folder.path.iterdir()}
     texts = {f"pareto.{ext}" for ext in ("csv", "md", "tex", "parquet", "png")}
     arms = {f"ablation.{ext}" for ext in ("csv", "md", "parquet")}
-    tables = {"trials.parquet", "curves.parquet", "ledger.parquet", "space.yaml"}
+    tables = {"trials.parquet", "curves.parquet", "ledger.parquet", "hypervolume.parquet", "space.yaml"}
     assert names == {*texts, *arms, *tables, "environment.json", "report.html", "models", "done.json"}
     front = {str(final.entry.trial) for final in run.finals if final.entry.role == "front"}
     assert {p.name for p in (run.folder.path / "models").iterdir()} == front
@@ -134,7 +148,7 @@ def test_every_file_is_there_and_the_run_is_finished(run: Run) -> None:
 def test_columns_are_exact(run: Run) -> None:
     with (run.folder.path / "pareto.csv").open(newline="") as file:
         header = next(csv.reader(file))
-    assert header == [*COLUMNS, "role", "model_accuracy_test", "gpu_hours_pretrain"]
+    assert header == [*COLUMNS, "role", "model_accuracy_test", "gpu_hours_pretrain", "model", "front_probability"]
     assert pq.read_schema(run.folder.path / "pareto.parquet").names == header
     assert pq.read_schema(run.folder.path / "ablation.parquet").names == header
     names = pq.read_schema(run.folder.path / "trials.parquet").names
@@ -173,7 +187,9 @@ def test_the_ledger_holds_every_charge_once(run: Run) -> None:
     seconds: dict[str, float] = {}
     for row in ledger:
         seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + row["seconds"]
-    distinct = {finalists.job_name(f.entry.config, seed): 50.0 * seed for f in run.finals for seed in SEEDS}
+    distinct = {
+        finalists.job_name(f.entry.config, seed, f.entry.epochs): 50.0 * seed for f in run.finals for seed in SEEDS
+    }
     pretrained = sum(PRETRAINED.values()) + sum(distinct.values()) / 5  # 10 of 50 seconds
     assert sum(row["stage"] == "train" for row in ledger) == len(STATES) + len(distinct)
     assert seconds == {
@@ -291,3 +307,50 @@ def test_writing_again_changes_nothing(run: Run) -> None:
     harvest.write(run.folder, run.plan, run.records, run.book, run.finals)
     assert {p: p.read_bytes() for p in stable} == before
     assert run.folder.finished
+
+
+class TestAnytime:
+    def test_every_epoch_of_every_trial_is_a_candidate(self, anytime: Run) -> None:
+        found = {(c.trial, c.epochs): c for c in harvest.candidates(anytime.book)}
+        epochs = {t.number: t.user_attrs["outcome"]["epochs"] for t in anytime.book.trials()}
+        assert set(found) == {(trial, e + 1) for trial, count in epochs.items() for e in range(count)}
+        for row in anytime.folder.read_curves():
+            candidate = found[row["trial"], row["epoch"]]
+            assert row["gpu_hours"] == pytest.approx(candidate.gpu_hours)
+            assert row["accuracy_val"] == candidate.accuracy_val
+
+    def test_a_trial_is_on_the_front_with_any_of_its_epochs(self, anytime: Run) -> None:
+        on_front = {row["trial"] for row in anytime.folder.read_curves() if row["on_front"]}
+        assert {row["trial"] for row in anytime.folder.read_trials() if row["on_front"]} == on_front
+        assert len(on_front) > 0
+
+    def test_rows_that_end_early_have_models_of_their_own(self, anytime: Run) -> None:
+        rows = anytime.folder.read_pareto()
+        names = [row["model"] for row in rows]
+        assert {p.name for p in (anytime.folder.path / "models").iterdir()} == set(names)
+        assert any(row["model"] == f"{row['trial']}-e{row['epochs']}" and row["epochs"] < 10 for row in rows)
+        assert all(row["model"] == str(row["trial"]) for row in rows if row["epochs"] == 10)
+
+    def test_rungs_are_held_against_the_end(self, anytime: Run) -> None:
+        assert [(r["rung"], r["epochs"]) for r in anytime.folder.read_rungs()] == [(1, 2), (2, 4), (3, 8)]
+        assert all(r["trials"] == STATES.count("completed") for r in anytime.folder.read_rungs())
+
+    def test_the_first_epochs_of_a_front_are_not_retrained(self, anytime: Run) -> None:
+        found = harvest.candidates(anytime.book)
+        best = max(c.accuracy_val for c in found)
+        worth = harvest.worth_retraining(found, 0.1)
+        assert {c.accuracy_val >= 0.1 + (best - 0.1) / 2 for c in worth} == {True}
+        left = len([c for c in found if c.accuracy_val < 0.1 + (best - 0.1) / 2])
+        assert len(worth) == len(found) - left < len(found)
+
+
+def test_what_a_front_promised_and_kept_is_said(run: Run) -> None:
+    text = harvest.curse_text(run.finals)
+    front = [f for f in run.finals if f.entry.role == "front"]
+    searched = sum(f.entry.searched_accuracy - 0.65 for f in front) / len(front)
+    assert text.startswith(f"validation minus test, mean over {len(front)} row")
+    assert f"{100 * searched:+.1f} points as the search saw them, -3.5 retrained" in text
+    probabilities = [row["front_probability"] for row in run.folder.read_pareto()]
+    assert all(0 <= p <= 1 for p in probabilities)
+    assert max(probabilities) > 0
+    assert all(row["front_probability"] is None for row in run.folder.read_ablation())

@@ -19,16 +19,17 @@ FAMILIES = {"datasets", "teachers", "generators", "losses", "schedulers"}
 # From the top down: a module imports from its own layer and from those below it. A folder stands for all in it.
 LAYERS: tuple[set[str], ...] = (
     {"cli", "zoo.make", "zoo._classifiers", "zoo._diffusion"},  # zoo.make is a script of its own
-    {"run", "sweep", "prepared", "pairs", "artifacts", "harvest", "session"},
-    {"search", "study", "results", "archive", "report", "rows", "provenance"},
-    {"lane", "slots", "mailbox", "finalists"},
-    {"train", "objective", "checkpoints", "learning_rate", "forecast"},
+    {"run", "sweep", "prepared", "pairs", "artifacts", "harvest", "insight", "session"},
+    {"search", "desk", "study", "samplers", "results", "archive", "report", "rows", "provenance"}
+    | {"figures", "importance", "progress"},
+    {"lane", "slots", "occupancy", "mailbox", "finalists"},
+    {"train", "objective", "averaging", "checkpoints", "forecast"},
     {"targets", "synthesize", "ingest", "adapt", "adapted", "shards", "batches", "sources", "student"}
     | {"architecture", "evaluate"},
     {"plan", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config", "trial", "sections"},
     FAMILIES,
-    {"space", "conditions", "domain_forms", "domain", "located_yaml"}
-    | {"pareto", "ledger", "registry", "fingerprint", "views", "flops", "taps", "zoo"},
+    {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs"}
+    | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "taps", "zoo"},
     {"console", "tables", "tally", "files", "errors"},
 )  # fmt: skip
 
@@ -38,11 +39,11 @@ HOMES = {
     "ray.train": {"lane"},
     "ray.tune": {"search", "schedulers"},
     "ray": {"lane", "search", "run", "artifacts", "session", "ingest", "synthesize", "targets", "shards", "finalists"},
-    "optuna": {"search", "study"},
+    "optuna": {"search", "insight", "study", "samplers", "importance"},
     "timm": {"teachers", "student", "architecture", "zoo"},
     "diffusers": {"generators", "zoo"},
     "rich": {"console", "cli"},
-    "matplotlib": {"report"},
+    "matplotlib": {"figures"},
 }
 WITHOUT_RAY = {"train", "objective", "losses", "views", "taps", "student", "batches", "sources", "evaluate"}
 WITHOUT_RAY |= {"checkpoints", "teachers", "generators"}

@@ -301,3 +301,19 @@ async def test_a_checkpoint_is_replaced_as_a_whole(folder: Path, monkeypatch: py
     with pytest.raises(OSError, match="no space"):
         await mailbox.save("trial-00001", b"new")
     assert await mailbox.load("trial-00001") == b"old"
+
+
+@in_loop
+async def test_a_search_that_ends_stops_what_runs_and_takes_back_what_waits(folder: Path) -> None:
+    mailbox = Mailbox(str(folder))
+    incarnation = await hired(mailbox, "a", "one", "two")
+    assert await mailbox.take("a", incarnation) == ("one", "job one")
+    await mailbox.stop_all()
+    assert (await mailbox.next_message("two"))["state"] == "withdrawn"
+    assert await mailbox.report("a", "one", done(1)) is False
+    await mailbox.finish("a", "one", {"state": "stopped"})
+    assert (await mailbox.next_message("one"))["type"] == "report"
+    assert (await mailbox.next_message("one"))["state"] == "stopped"
+    await waiting(mailbox.take("a", incarnation))
+    times = [event["time"] for event in mailbox.events]
+    assert times == sorted(times), "events say when they happened"

@@ -44,6 +44,7 @@ from sweeper.datasets import DatasetIndex
 from sweeper.errors import InputError, SpaceError
 from sweeper.lane import Job, LanePool
 from sweeper.ledger import Charge, Cost, training_charges
+from sweeper.outcome import EpochReport, Outcome, TrialFailed
 from sweeper.plan import Plan, artifact_uses, make_plan
 from sweeper.prepared import Options, Prepared, header, prepare
 from sweeper.results import COLUMNS, RunFolder
@@ -51,7 +52,7 @@ from sweeper.store import Record, Store
 from sweeper.study import Study
 from sweeper.sweep import Sweep, data_refs, pool_refs
 from sweeper.teachers import timm as timm_teacher
-from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit
+from sweeper.train import Trainer, World, fit
 from sweeper.trial import NO_TEACHER, Pretrain, StudentConfig, TrialConfig
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from run_samples import NASTY, cost, final_row, final_rows, trial_row, trial_rows, write_run
 
-from sweeper import report
+from sweeper import figures, report, tables
+from sweeper.results import RunFolder
 
 
 class _Page(HTMLParser):
@@ -90,10 +91,10 @@ def _count(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 def test_the_picture_shows_trials_and_front() -> None:
     records = [row.record() for row in final_rows()]
-    pixels = _pixels(report.png(records, [row.record() for row in trial_rows()]))
+    pixels = _pixels(figures.front_png(records, [row.record() for row in trial_rows()]))
     assert pixels.shape == (896, 1440, 3)
     assert _count(pixels, (0x22, 0x22, 0x22)) > 3000
-    bare = _pixels(report.png(records, []))
+    bare = _pixels(figures.front_png(records, []))
     assert np.abs(pixels - bare).max() > 100
 
 
@@ -102,7 +103,7 @@ def test_odd_names_and_few_points_give_a_picture_without_warnings(
     students: list[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     records = [final_row(rank, student=name).record() for rank, name in enumerate(students, start=1)]
-    report.png(records, [])
+    figures.front_png(records, [])
     assert not recwarn.list
 
 
@@ -112,24 +113,166 @@ def test_labels_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
         for rank in range(1, 7)
     ]
     boxes = []
-    settle = report._settle
+    settle = figures._settle
 
     def kept(*arguments: object) -> object:
         boxes.append(settle(*arguments))  # type: ignore[arg-type]
         return boxes[-1]
 
-    monkeypatch.setattr(report, "_settle", kept)
-    report.png(rows, [row.record() for row in trial_rows()])
+    monkeypatch.setattr(figures, "_settle", kept)
+    figures.front_png(rows, [row.record() for row in trial_rows()])
     assert len(boxes) == 6
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
 def test_a_trial_that_learnt_nothing_does_not_squeeze_the_front() -> None:
-    assert report._floor([0.95, 0.97, 0.99], [0.1, 0.94]) == pytest.approx(0.85)
-    assert report._floor([0.95, 0.97], [0.93, 0.94]) == pytest.approx(0.93)
-    assert report._floor([], [0.2, 0.4]) == pytest.approx(0.2)
+    assert figures._floor([0.95, 0.97, 0.99], [0.1, 0.94]) == pytest.approx(0.85)
+    assert figures._floor([0.95, 0.97], [0.93, 0.94]) == pytest.approx(0.93)
+    assert figures._floor([], [0.2, 0.4]) == pytest.approx(0.2)
 
 
 def test_a_long_list_of_classes_is_cut() -> None:
     assert report._fact(["a", "b"]) == "a, b"
     assert report._fact([str(n) for n in range(1000)]).endswith("28, 29 and 970 more")
+
+
+IMPORTANCE = [
+    {"objective": "accuracy", "parameter": "train.lr", "importance": 0.75, "trials": 24},
+    {"objective": "accuracy", "parameter": f"loss.{NASTY}", "importance": 0.245, "trials": 11},
+    {"objective": "accuracy", "parameter": "student.model", "importance": 0.005, "trials": 24},
+    {"objective": "gpu_hours", "parameter": "student.model", "importance": 1.0, "trials": 24},
+]
+CURVE = [
+    {"seconds": 8.0, "hypervolume": 0.0},
+    {"seconds": 20.0, "hypervolume": 0.5},
+    {"seconds": 30.0, "hypervolume": 0.58},
+    {"seconds": 80.0, "hypervolume": 0.6},
+]
+RUNGS = [
+    {"rung": 0, "epochs": 2, "trials": 12, "spearman": 0.81},
+    {"rung": 1, "epochs": 6, "trials": 9, "spearman": 0.93},
+    {"rung": 2, "epochs": 18, "trials": 3, "spearman": 1.0},
+]
+
+
+def _full_run(path: Path) -> RunFolder:
+    run = write_run(path)
+    run.write_importance(IMPORTANCE)
+    run.write_hypervolume(CURVE)
+    run.write_rungs(RUNGS)
+    run.write_environment(
+        device="cpu", facts={"dataset": "40 images", report.WINNERS_CURSE: f"Lost 1.2 points {NASTY}"}
+    )
+    run.write_report()
+    return run
+
+
+def _page(run: RunFolder) -> str:
+    return (run.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_mattered_is_told(tmp_path: Path) -> None:
+    text = _page(_full_run(tmp_path / "tiny" / "a1"))
+    found = _Page(text)
+    assert [a["style"] for tag, a in found.tags if "style" in a] == ["width: 75.0%", "width: 24.5%", "width: 100.0%"]
+    for words in (
+        "What mattered",
+        "For accuracy",
+        "For cost",
+        "train.lr",
+        "1 other below 1%",
+        "Hypervolume 0.600 at the end; nine tenths of it were there after 30.0 of 80.0 CPU-s.",
+        "Spearman 0.81 over 12 trials at epoch 2, 0.93 over 9 trials at epoch 6 (too few to tell at epoch 18).",
+    ):
+        assert words in found.text, words
+    assert not [attributes for _, attributes in found.tags if "onerror" in attributes]
+    sources = [str(attributes["src"]) for _, attributes in found.tags if "src" in attributes]
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://|<script|url\(", text)
+
+
+def test_the_winners_curse_stands_below_the_front_and_not_in_the_head(tmp_path: Path) -> None:
+    text = _Page(_page(_full_run(tmp_path / "tiny" / "a1"))).text
+    assert text.count("Winner's curse: Lost 1.2 points") == text.count("Lost 1.2 points") == 1
+    assert text.index("Accuracy against device-hours") < text.index("Lost 1.2") < text.index("What mattered")
+    assert report.WINNERS_CURSE not in text
+
+
+def test_why_nothing_mattered_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tiny" / "a1")
+    run.write_environment(device="cpu", facts={report.WHAT_MATTERED: "5 trials ended, too few to tell"})
+    run.write_report()
+    text = _Page(_page(run)).text
+    assert (
+        text.index("What mattered") < text.index("5 trials ended, too few to tell") < text.index("What the run spent")
+    )
+    assert "For accuracy" not in text
+
+
+def test_an_older_run_has_no_such_section(page: str) -> None:
+    assert "What mattered" not in _Page(page).text
+
+
+def test_equal_records_give_equal_pages(tmp_path: Path) -> None:
+    one, two = (_full_run(tmp_path / side / "tiny" / "a1") for side in "ab")
+    assert _page(one) == _page(two)
+
+
+def test_the_curve_is_drawn_from_its_records() -> None:
+    pixels = _pixels(figures.progress_png(CURVE, "cpu"))
+    assert pixels.shape == (544, 1440, 3)
+    blue = np.abs(pixels - (0x00, 0x72, 0xB2)).max(axis=-1) <= 3
+    rows, columns = np.nonzero(blue)
+    grey = _count(pixels, (0xEE, 0xEE, 0xEE))
+    assert grey > 0.05 * pixels.size / 3, "the shared artifacts' tenth"
+    assert columns.max() - columns.min() > 1200
+    early, late = (np.median(rows[np.abs(columns - at) < 5]) for at in (columns.min() + 240, columns.max() - 240))
+    assert late < early, "it rises"
+    assert figures.progress_png(CURVE[:1], "cpu") != figures.progress_png(CURVE, "cpu")
+
+
+@pytest.mark.parametrize("curve", [[{"seconds": 0.0, "hypervolume": 0.0}], [{"seconds": 9.0, "hypervolume": 0.0}] * 2])
+def test_an_empty_curve_gives_a_picture_without_warnings(
+    curve: list[dict[str, float]], recwarn: pytest.WarningsRecorder
+) -> None:
+    figures.progress_png(curve, "cpu")
+    assert report.progress_sentence(curve, "cpu") == "No trial was better than chance."
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("spearman", "words"),
+    [
+        (0.7, "trials like their"),
+        (0.69, "only roughly like"),
+        (0.4, "only roughly like"),
+        (0.39, "unlike"),
+        (-0.5, "raise `grace` or `keep`"),
+    ],
+)
+def test_the_worst_rung_decides_whether_early_stopping_is_trusted(spearman: float, words: str) -> None:
+    said = tables.rungs_sentence([*RUNGS, {"rung": 3, "epochs": 9, "trials": 8, "spearman": spearman}])
+    assert words in said
+    assert ("raise" in said) == (spearman < 0.4)
+
+
+@pytest.mark.parametrize(("trials", "spearman", "most"), [(7, 0.9, "7 trials"), (1, None, "1 trial passed")])
+def test_too_few_trials_at_every_rung_are_said_to_be(trials: int, spearman: float | None, most: str) -> None:
+    rungs = [{"rung": 0, "epochs": 2, "trials": trials, "spearman": spearman}]
+    assert f"can not be told: at most {most}" in tables.rungs_sentence(rungs)
+    assert tables.rungs(rungs).rows == (("0", "2", str(trials), "too few to tell"),)
+
+
+def test_the_front_says_how_sure_it_is_where_that_is_known() -> None:
+    chances = (0.974, None, 0.031)
+    records = [row.record() | {"front_probability": p} for row, p in zip(final_rows(), chances, strict=True)]
+    table = tables.pareto(records)
+    column = table.headers.index("on the front")
+    assert [row[column] for row in table.rows] == ["97%", "-", "3%"]
+    assert "on the front" in table.right
+    assert "on the front" in table.caption
+    old = tables.pareto([row.record() for row in final_rows()])
+    assert old.headers == tuple(h for h in table.headers if h != "on the front")
+    assert old.rows == tuple((*row[:column], *row[column + 1 :]) for row in table.rows)
+    assert "on the front" not in old.caption

@@ -101,6 +101,45 @@ def test_no_trials_still_have_columns(tmp_path: Path) -> None:
     ]
 
 
+TABLES = {
+    "importance": [{"objective": "accuracy", "parameter": "train.lr", "importance": 1 / 3, "trials": 9}],
+    "hypervolume": [{"seconds": 0.1, "hypervolume": 0.0}, {"seconds": 2 / 3, "hypervolume": 0.7}],
+    "rungs": [{"rung": 0, "epochs": 2, "trials": 9, "spearman": 0.8}, {"rung": 1, "epochs": 6, "trials": 1}],
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_mattered_comes_back_and_nothing_writes_no_file(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path / "n" / "r")
+    path = run.path / f"{name}.parquet"
+    run.path.mkdir(parents=True)
+    write, read = getattr(run, f"write_{name}"), getattr(run, f"read_{name}")
+    write([])
+    assert not path.exists()
+    assert read() == [], "older runs have no such file"
+    write(TABLES[name])
+    columns = list(TABLES[name][0])
+    assert read() == [{column: record.get(column) for column in columns} for record in TABLES[name]]
+    before = path.read_bytes()
+    write(TABLES[name])
+    assert path.read_bytes() == before
+    write([])
+    assert not path.exists(), "an earlier session's table does not outlive its records"
+
+
+def test_the_report_reads_what_mattered(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "tiny" / "a1")
+    old = run.contents()
+    assert (old.importance, old.hypervolume, old.rungs, old.progress_png) == ([], [], [], b"")
+    for name, records in TABLES.items():
+        getattr(run, f"write_{name}")(records)
+    new = run.contents()
+    assert (new.importance, new.hypervolume) == (TABLES["importance"], TABLES["hypervolume"])
+    assert new.rungs[1]["spearman"] is None
+    assert new.progress_png.startswith(b"\x89PNG")
+    run.write_report()
+
+
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "a" / "tiny" / "x"), write_run(tmp_path / "b" / "tiny" / "x")
     names = {path.name for path in one.path.iterdir()}
@@ -144,8 +183,8 @@ def test_finish_drops_what_a_killed_session_left(tmp_path: Path) -> None:
 
 def test_a_model_is_replaced_as_a_whole(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "n" / "r")
-    run.write_model(7, {"config.json": b"{}", "old.bin": b"1"})
-    path = run.write_model(7, {"config.json": b"{1}", "model.safetensors": b"2"})
+    run.write_model("7", {"config.json": b"{}", "old.bin": b"1"})
+    path = run.write_model("7", {"config.json": b"{1}", "model.safetensors": b"2"})
     assert path == run.path / "models" / "7"
     assert {p.name: p.read_bytes() for p in path.iterdir()} == {"config.json": b"{1}", "model.safetensors": b"2"}
     assert [p.name for p in (run.path / "models").iterdir()] == ["7"]

@@ -11,11 +11,11 @@ import pytest
 from optuna.trial import TrialState
 from small_sweep import Built, make, space_tree
 
-from sweeper import search
+from sweeper import desk, search
 from sweeper.lane import LanePool
 from sweeper.ledger import Cost
 from sweeper.plan import artifact_uses
-from sweeper.study import EARLY_STOPPED, Study, spent_seconds
+from sweeper.study import EARLY_STOPPED, FAILED, Study, spent_seconds
 from sweeper.trial import TrialConfig
 
 TRAIN = {"epochs": 4, "batch_size": 16, "epoch_size": 96, "lr": 3e-3}
@@ -41,18 +41,20 @@ class Sought:
         self.book = Study(folder / "journal.log", config.search, space, config.seed)
         self.space = space
         self.events: list[Mapping[str, Any]] = []
-        patch.setattr(search, "job_id", lambda number: f"{folder.name}-{number}")  # the lane's events are shared
+        patch.setattr(desk, "job_id", lambda number: f"{folder.name}-{number}")  # the lane's events are shared
 
     def run(self, shared_seconds: float = 0.0) -> list[dict[str, Any]]:
         """Run the search to its end; returns the outcomes by number."""
+
+        def cost(trial: TrialConfig, seconds: float) -> Cost:
+            return Cost.alone(seconds, artifact_uses(self.plan, trial, self.built.records))
+
         hooks = search.Hooks(
-            make_job=lambda trial: self.built.job(trial.model_dump(mode="json")),
-            cost=lambda trial, seconds: Cost.alone(seconds, artifact_uses(self.plan, trial, self.built.records)),
-            shared_seconds=shared_seconds,
-            on_event=self.events.append,
+            make_job=lambda trial: self.built.job(trial.model_dump(mode="json")), on_event=self.events.append
         )
         epochs = max(point["train"]["epochs"] for point in self.space.corners())
-        search.run(self.book, self.pool, self.config.search, epochs, hooks, self.folder)
+        own = desk.Desk(self.book, self.config.search, cost, shared_seconds)
+        self.ended = search.run(own, self.pool, epochs, hooks, self.folder, self.folder / "rungs.jsonl")
         return [trial.user_attrs["outcome"] for trial in self.book.trials()]
 
     def configs(self) -> list[TrialConfig]:
@@ -77,7 +79,7 @@ def test_every_trial_has_an_outcome_and_a_failing_one_stops_nothing(
         if config.train.lr == absurd:
             assert outcome["state"] == "failed"
             assert outcome["error"].startswith("TrialFailed: the loss became nan in epoch 1 of 4")
-            assert told.state == TrialState.FAIL
+            assert told.constraints == {EARLY_STOPPED: FAILED}
         else:
             assert (outcome["state"], outcome["error"], outcome["epochs"]) == ("completed", None, 4)
             assert outcome["accuracy_val"] == outcome["curve"][-1][1]
@@ -90,6 +92,9 @@ def test_every_trial_has_an_outcome_and_a_failing_one_stops_nothing(
             assert told.values == [outcome["accuracy_val"], hours]
     ends = [event for event in sought.events if event["type"] == "end" and "config" in event]
     assert sorted(event["trial"] for event in ends) == list(range(6))
+    assert sought.ended.why == "6 trials"
+    assert sought.ended.busy is not None
+    assert 0 < sought.ended.busy <= 1
 
 
 def test_asha_stops_the_worse_ones_and_charges_them(
@@ -125,17 +130,19 @@ def test_asha_stops_the_worse_ones_and_charges_them(
 def test_a_budget_of_device_time_ends_the_search(
     built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = 0.2
+    """What runs then stops at its next epoch, what waits never begins, and nothing stays open."""
+    seconds = 0.5
     trial = {"train": TRAIN, "teacher": "none"}
     sought = Sought(built, pool, tmp_path, monkeypatch, trial=trial, gpu_hours=seconds / 3600, sampler="random")
     outcomes = sought.run()
-    assert all(outcome["state"] == "completed" for outcome in outcomes)
+    assert {outcome["state"] for outcome in outcomes} <= {"completed", "stopped"}
     assert spent_seconds(sought.book.trials()) >= seconds
-    # Those before the one that reached the budget had not spent it; at most a job a lane and one waiting came after.
-    ahead = pool.plan.num_lanes + 1
-    by_end = [e for e in sought.events if e["type"] == "end" and "config" in e]
-    costs = [event["cost"].train for event in by_end]
-    assert math.fsum(costs[: -ahead - 1]) < seconds
+    assert sought.ended.why.endswith("GPU-hours")
+    # Before its last epoch the last trial had not spent it.
+    rows = sorted(row[3] for row in outcomes[-1]["curve"])
+    earlier = math.fsum(outcome["cost"]["train"] for outcome in outcomes[:-1])
+    assert earlier + (rows[-3] if len(rows) > 2 else 0.0) < seconds
+    assert sought.book.study.get_trials(states=(TrialState.RUNNING,)) == []
     assert len(sought.run()) == len(outcomes)  # a spent budget starts nothing
 
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from samples import TRIAL_TREE, space_of, sweep_config
 from sweeper.config import SearchConfig
 from sweeper.domain import Domain
 from sweeper.domain_forms import parse_domain
+from sweeper.files import mend_tail
 from sweeper.ledger import Cost
-from sweeper.study import EARLY_STOPPED, Study, make_sampler, mend_tail, spent_seconds, suggest
+from sweeper.samplers import make_sampler, quasi_random, suggest
+from sweeper.space import Space
+from sweeper.study import EARLY_STOPPED, FAILED, Study, clock_seconds, spent_seconds
 from sweeper.trial import TrialConfig
 
 SPACE = space_of(sweep_config())
-SAMPLERS = ("tpe", "nsga2", "gp", "random")
+SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -153,6 +157,86 @@ class TestSuggest:
         assert {v["model"] for v in drawn} == {"a", "b"}
 
 
+class TestFirstPoints:
+    def test_are_tried_in_order_and_the_sampler_draws_the_rest(self, tmp_path: Path) -> None:
+        first = [
+            {"teacher": "cnn", "train.lr": 3e-3, "loss.embedding.kind": "none"},
+            {"teacher": "none"},
+            {"teacher": "none"},
+        ]
+        book = Study(tmp_path / "journal", SearchConfig(trials=9, startup=0), SPACE, 0, first)
+        one, two, three = (book.ask()[1] for _ in range(3))
+        assert (one.teacher, one.train.lr, one.loss.embedding) == ("cnn", 3e-3, None)
+        assert two.teacher == "none"
+        assert len({one.train.lr, two.train.lr, three.train.lr}) == 3, "equal points count once, then the sampler draws"
+
+    def test_a_reopened_study_goes_on_with_the_next_one(self, tmp_path: Path) -> None:
+        first = [{"train.lr": rate} for rate in (1e-3, 2e-3, 3e-3)]
+        rates = []
+        for _ in first:
+            book = Study(tmp_path / "journal", SearchConfig(trials=9), SPACE, 0, first)
+            rates.append(book.ask()[1].train.lr)
+        assert rates == [1e-3, 2e-3, 3e-3]
+
+    def test_options_that_are_sections_can_be_named(self, tmp_path: Path) -> None:
+        tree = {"student": {"choice": [{"model": "test_vit"}, {"model": "test_resnet"}]}, "train": {"lr": 1e-3}}
+        book = Study(
+            tmp_path / "j", SearchConfig(trials=3), Space(tree), 0, [{"student": {"model": "test_resnet"}}] * 2
+        )
+        assert book.ask()[1].student.model == "test_resnet"
+
+    @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
+    def test_quasi_random_ones_fill_the_space_evenly(self, tmp_path: Path, sampler: str) -> None:
+        book = study(tmp_path / "journal", sampler, startup=16)
+        logs = sorted(math.log10(book.ask()[1].train.lr) for _ in range(16))
+        low, high = (math.log10(end) for end in SPACE.domains["train.lr"].representatives())
+        cells = [int((x - low) / (high - low) * 16) for x in logs]
+        assert cells == list(range(16)), "one in each sixteenth of the range, which a random draw would not give"
+
+    def test_nothing_is_tried_twice_until_all_was(self, tmp_path: Path) -> None:
+        """24 points, of which a model soon likes one best; each is trained once, and then the space is used up."""
+        tree = {
+            "teacher": {"choice": ["cnn", "none"]},
+            "student": {"model": {"choice": ["test_resnet", "test_vit"]}},
+            "loss": {"kl": {"weight": {"choice": [0.5, 1, 2], "when": {"teacher": "cnn"}}}},
+            "train": {"lr": {"choice": [1e-4, 1e-3, 1e-2]}},
+        }
+        settings = SearchConfig(trials=99, startup=4)
+        book = Study(tmp_path / "journal", settings, Space(tree), 0)
+        seen = []
+        for number in range(24):
+            if number == 12:  # also what an earlier session tried
+                book = Study(tmp_path / "journal", settings, Space(tree), 0)
+            asked, config = book.ask()
+            seen.append(config)
+            book.record(asked, outcome(score(config)))
+        assert len({config.model_dump_json() for config in seen}) == 24
+        again, config = book.ask()
+        assert (again, config in seen) == (24, True)
+
+    def test_random_means_random(self, tmp_path: Path) -> None:
+        assert study(tmp_path / "journal", "random", startup=16).planned == []
+        assert quasi_random(SPACE, 0, 1) == []
+
+    def test_withdrawn_trials_have_no_outcome_and_hold_nothing_up(self, tmp_path: Path) -> None:
+        book = study(tmp_path / "journal", "tpe")
+        number, _ = book.ask()
+        book.withdraw(number)
+        assert (book.trials(), book.interrupted()) == ([], [])
+        assert book.study.get_trials(states=(TrialState.RUNNING,)) == []
+
+
+class TestClock:
+    def test_overlapping_trials_count_once_and_pauses_not_at_all(self) -> None:
+        def ran(begin: float, end: float) -> optuna.trial.FrozenTrial:
+            trial = optuna.trial.create_trial(values=[0.0])
+            trial.datetime_start, trial.datetime_complete = (datetime.fromtimestamp(t) for t in (begin, end))
+            return trial
+
+        assert clock_seconds([ran(100, 110), ran(105, 120), ran(500, 501), ran(106, 107)]) == 21.0
+        assert clock_seconds([]) == 0.0
+
+
 class TestOutcomes:
     def test_values_are_accuracy_and_hours(self, tmp_path: Path) -> None:
         book = study(tmp_path / "journal")
@@ -187,9 +271,13 @@ class TestOutcomes:
         ids=str,
     )
     def test_without_a_usable_accuracy_the_trial_has_failed(self, tmp_path: Path, found: dict[str, Any]) -> None:
+        """The sampler hears of it as the worst that there is, so that it learns where not to look."""
         book = study(tmp_path / "journal")
         number = told(book, **found)
-        assert [(t.number, t.state, t.values) for t in book.trials()] == [(number, TrialState.FAIL, None)]
+        (trial,) = book.trials()
+        assert (trial.number, trial.state, trial.values[0]) == (number, TrialState.COMPLETE, 0.0)
+        assert trial.values[1] > 0
+        assert trial.constraints == {EARLY_STOPPED: FAILED}
         kept = study(tmp_path / "journal").trials()[0].user_attrs["outcome"]
         assert (kept["state"], kept["error"]) == (found.get("state", "completed"), found.get("error"))
         assert book.study.best_trials == []
@@ -255,11 +343,9 @@ class TestKilled:
         for number, found in before.items():
             assert found == truth[number]["outcome"]
         for trial in book.trials():
-            has_values = truth[trial.number]["outcome"]["state"] != "failed"
-            assert trial.state == (TrialState.COMPLETE if has_values else TrialState.FAIL), "what is known is told"
-            if has_values:
-                left = 0.6 if truth[trial.number]["outcome"]["state"] == "stopped" else 0.0
-                assert trial.constraints == {EARLY_STOPPED: pytest.approx(left)}
+            violation = {"completed": 0.0, "stopped": 0.6, "failed": FAILED}[truth[trial.number]["outcome"]["state"]]
+            assert trial.state == TrialState.COMPLETE, "what is known is told"
+            assert trial.constraints == {EARLY_STOPPED: pytest.approx(violation)}
         # It goes on: the interrupted ones end, and a new one is asked for under a number of its own.
         for number, _ in again:
             book.record(number, outcome(0.2))

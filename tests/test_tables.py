@@ -82,6 +82,32 @@ def test_pareto_has_one_unit_and_aligned_costs() -> None:
     assert table.rows[0][table.headers.index("test")] == "0.958±0.004"
 
 
+def test_epochs_are_shown_where_they_differ() -> None:
+    """A front of every epoch has one trial several times."""
+    same = tables.pareto([row.record() for row in final_rows()])
+    assert "epochs" not in same.headers
+    table = tables.pareto([final_row(1, epochs=12).record(), final_row(2, epochs=7).record()])
+    at = table.headers.index("epochs")
+    assert [row[at] for row in table.rows] == ["12", "7"]
+    assert "epochs" in table.right
+
+
+def test_importance_in_a_line_an_objective() -> None:
+    def record(objective: str, parameter: str, importance: float) -> dict[str, object]:
+        return {"objective": objective, "parameter": parameter, "importance": importance, "trials": 9}
+
+    found = tables.importance_lines(
+        [
+            record("accuracy", "teacher", 0.2),
+            record("accuracy", "train.lr", 0.77),
+            record("accuracy", "loss.ce", 0.03),
+            record("gpu_hours", "student.model", 1.0),
+        ]
+    )
+    assert found == ["accuracy: train.lr 77%, teacher 20%", "gpu_hours: student.model 100%"]
+    assert tables.importance_lines([]) == []
+
+
 def test_one_seed_has_no_spread() -> None:
     table = tables.pareto([final_row(1, seeds=1, accuracy_test_std=float("nan")).record()])
     assert table.rows[0][table.headers.index("test")] == "0.958"

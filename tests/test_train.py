@@ -16,7 +16,8 @@ from samples import ALL_TERMS, MemorySlot, always, trial_config, trial_data
 from sweeper import checkpoints, train
 from sweeper.batches import TrialData
 from sweeper.checkpoints import state_of
-from sweeper.train import EpochReport, Outcome, Trainer, TrialFailed, World, fit
+from sweeper.outcome import EpochReport, Outcome, TrialFailed
+from sweeper.train import Trainer, World, fit
 from sweeper.trial import SyntheticUse, TrialConfig
 
 CPU = torch.device("cpu")

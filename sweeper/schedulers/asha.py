@@ -6,13 +6,14 @@ Tune's `AsyncHyperBandScheduler`: rungs at grace, grace * reduction, ... epochs,
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from sweeper.registry import Settings
-from sweeper.schedulers import METRIC, MODE, TIME_ATTR
+from sweeper.schedulers import METRIC, MODE, OBJECTIVES, TIME_ATTR, grace_epochs, rung_levels, trained_share
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -26,24 +27,23 @@ class Config(Settings):
     reduction: Annotated[float, Field(gt=1)] = 3.0
 
 
-def grace_epochs(config: Config, max_t: int) -> int:
-    """The first rung in whole epochs, between 1 and `max_t`."""
-    share = config.grace * max_t if config.grace < 1 else config.grace
-    return min(max(1, math.ceil(share - 1e-9)), max_t)
+def levels(config: Config, max_t: int) -> list[float]:
+    """The rungs in epochs, ascending."""
+    return rung_levels(grace_epochs(config.grace, max_t), config.reduction, max_t)
 
 
 def expected_share(config: Config, max_t: int) -> float:
     """The share of the epochs that a long search trains: 1/reduction of the trials goes on at each rung."""
-    done, alive, share = 0.0, 1.0, 0.0
-    rung: float = grace_epochs(config, max_t)
-    while rung < max_t:
-        share += alive * (rung - done) / max_t
-        done, alive, rung = rung, alive / config.reduction, rung * config.reduction
-    return share + alive * (max_t - done) / max_t
+    return trained_share(levels(config, max_t), config.reduction, max_t)
 
 
-def build(config: Config, max_t: int) -> TrialScheduler:
-    """Tune's ASHA over one bracket, since further brackets only dilute the stopping (arXiv 1810.05934, section 3)."""
+def build(
+    config: Config, max_t: int, *, objectives: Mapping[str, str] = OBJECTIVES, journal: Path | None = None
+) -> TrialScheduler:
+    """Tune's ASHA over one bracket, since further brackets only dilute the stopping (arXiv 1810.05934, section 3).
+
+    It looks at accuracy whatever the objectives are, and writes no journal: a resumed search begins with empty rungs.
+    """
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
     return AsyncHyperBandScheduler(
@@ -51,7 +51,7 @@ def build(config: Config, max_t: int) -> TrialScheduler:
         metric=METRIC,
         mode=MODE,
         max_t=max_t,
-        grace_period=grace_epochs(config, max_t),
+        grace_period=grace_epochs(config.grace, max_t),
         reduction_factor=config.reduction,
         brackets=1,
     )

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from pydantic import ValidationError
+from told_trials import Trials
 
-from sweeper.schedulers import METRIC, TIME_ATTR, asha, fifo
-
-
-class Trials:
-    """Feeds a Tune scheduler results as Tune does, without Tune."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-        self.known: dict[str, Any] = {}
-
-    def report(self, name: str, epoch: int, accuracy: float) -> str:
-        if name not in self.known:
-            self.known[name] = SimpleNamespace(trial_id=name, status="RUNNING", config={})
-            self.scheduler.on_trial_add(None, self.known[name])
-        result = {TIME_ATTR: epoch, METRIC: accuracy, "training_iteration": 1}
-        return str(self.scheduler.on_trial_result(None, self.known[name], result))
+from sweeper.schedulers import asha, fifo, grace_epochs
 
 
 @pytest.mark.parametrize(
@@ -31,7 +14,7 @@ class Trials:
     [(0.1, 40, 4), (0.1, 45, 5), (0.25, 3, 1), (0.01, 10, 1), (5, 40, 5), (50, 40, 40), (1, 40, 1), (0.3, 10, 3)],
 )
 def test_grace_is_a_share_below_one_and_epochs_from_one(grace: float, max_t: int, epochs: int) -> None:
-    assert asha.grace_epochs(asha.Config(grace=grace), max_t) == epochs
+    assert grace_epochs(grace, max_t) == epochs
 
 
 def test_the_worst_are_stopped_at_rungs_only() -> None:

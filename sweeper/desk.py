@@ -1,0 +1,214 @@
+"""What the search decides, without Ray: which trial comes next, what a report means, how a trial ended, when to stop.
+
+`search` puts it behind Ray Tune; `benchmarks/search.py` replays recorded trainings through the same object.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sweeper import pareto
+from sweeper.config import SearchConfig
+from sweeper.ledger import SECONDS_PER_HOUR, Cost
+from sweeper.study import Study, clock_seconds, spent_seconds
+from sweeper.trial import TrialConfig
+
+# `min_gain` looks at so many trials: a front that stands still for fewer may only be between two finds.
+GAIN_TRIALS = 20
+# epoch, accuracy, loss, device-seconds so far
+CurveRow = list[float]
+
+
+def job_id(number: int) -> str:
+    """The mailbox's name for trial `number` of the search."""
+    return f"trial-{number:05d}"
+
+
+def told(event: Mapping[str, Any], shared_seconds: float) -> dict[str, Any]:
+    """What a scheduler hears of an epoch report.
+
+    `gpu_hours` is the projected cost of the full run: what a trial has cost so far says only how far it is.
+
+    Args:
+        shared_seconds: device-seconds of the artifacts that the trial uses.
+    """
+    first = event.get("pretrain_seconds", 0.0)
+    training = first + (event["train_seconds"] - first) / event["epoch"] * event["epochs"]
+    return {
+        "epoch": event["epoch"],
+        "accuracy": event["accuracy_val"],
+        "gpu_hours": (shared_seconds + training) / SECONDS_PER_HOUR,
+        "train_seconds": event["train_seconds"],
+    }
+
+
+@dataclass(frozen=True)
+class Open:
+    """A trial that was proposed and has not ended. `shared_seconds`: of the artifacts that it uses."""
+
+    number: int
+    config: TrialConfig
+    shared_seconds: float
+
+
+class Desk:
+    """The searcher of a run, over the study that is its memory.
+
+    Args:
+        cost: what a resolved trial with so many seconds of training costs alone.
+        shared_seconds: device-seconds of all shared artifacts, counted into a budget of GPU-hours.
+        clock: seconds, for a budget on the clock.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        config: SearchConfig,
+        cost: Callable[[TrialConfig, float], Cost],
+        shared_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.book, self.config, self.cost, self.shared_seconds, self.clock = study, config, cost, shared_seconds, clock
+        self.waiting = study.interrupted()
+        earlier = study.trials()
+        self.asked = len(earlier)
+        self.began = clock() - clock_seconds(earlier)
+        self.spent = spent_seconds(earlier)
+        self.open: dict[str, Open] = {}
+        self.curves: dict[str, list[CurveRow]] = {}
+        self.points: list[tuple[float, float]] = []  # accuracy and GPU-hours, as trials ended
+        self.ends: list[int] = []  # how many points there were after each trial
+        self.best = 0.0
+        self._gain = (-1, 1.0)
+        for trial in earlier:
+            self._count(trial.user_attrs["outcome"])
+
+    def shared(self, config: TrialConfig) -> float:
+        """Device-seconds of the artifacts that a trial uses."""
+        return self.cost(config, 0.0).total
+
+    @property
+    def why_ended(self) -> str:
+        """The budget that is spent, in a few words; empty while there is something left of each, or to be taken up."""
+        if self.waiting:
+            return ""
+        if self.config.trials is not None and self.asked >= self.config.trials:
+            return f"{self.config.trials} trials"
+        return self.why_at_once
+
+    @property
+    def why_at_once(self) -> str:
+        """As `why_ended`, of those ends for which running trials are not waited for."""
+        config = self.config
+        running = math.fsum(rows[-1][3] for rows in self.curves.values() if rows)
+        if config.gpu_hours is not None:
+            spent = self.spent + running + self.shared_seconds
+            if spent / SECONDS_PER_HOUR >= config.gpu_hours:
+                return f"{config.gpu_hours:g} GPU-hours"
+        if config.wall_hours is not None and (self.clock() - self.began) / SECONDS_PER_HOUR >= config.wall_hours:
+            return f"{config.wall_hours:g} hours on the clock"
+        if config.target is not None and self.best >= config.target:
+            return f"the target, accuracy {config.target:g}"
+        if config.min_gain is not None and self.expected_gain() < config.min_gain:
+            return f"an expected gain below {config.min_gain:g} a trial"
+        return ""
+
+    def propose(self) -> tuple[str, TrialConfig] | None:
+        """The next trial's job name and configuration, interrupted ones first; None once a budget is spent."""
+        if self.why_ended:
+            return None
+        number, config = self.waiting.pop(0) if self.waiting else self.book.ask()
+        self.asked += 1
+        name = job_id(number)
+        self.open[name] = Open(number, config, self.shared(config))
+        self.curves[name] = []
+        return name, config
+
+    def report(self, name: str, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep an epoch report; returns what a scheduler hears of it."""
+        row = [event["epoch"], event["accuracy_val"], event["loss"], event["train_seconds"]]
+        earlier = [r for r in self.curves[name] if r[0] < row[0]]  # a restarted worker repeats epochs
+        self.curves[name] = [*earlier, row]
+        if self.config.front == "anytime" and math.isfinite(row[1]):
+            self.best = max(self.best, row[1])
+        return told(event, self.open[name].shared_seconds)
+
+    def end(self, name: str, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Write down how a trial ended and tell the sampler.
+
+        Returns:
+            trial, config, cost and accuracy_val; empty for a trial that never began.
+        """
+        ended = self.open.pop(name)
+        number, config = ended.number, ended.config
+        seen = self.curves.pop(name)
+        if event["state"] == "withdrawn":
+            self.book.withdraw(number)
+            self.asked -= 1
+            return {}
+        curve = [list(row) for row in event.get("curve") or seen]  # one that an earlier driver began knows more
+        seconds = event.get("train_seconds", curve[-1][3] if curve else 0.0)
+        cost = self.cost(config, seconds)
+        outcome = {
+            "state": event["state"],
+            "error": event.get("error"),
+            "epochs": len(curve) and int(curve[-1][0]),
+            "num_epochs": config.train.epochs,
+            "accuracy_val": curve[-1][1] if curve else None,
+            "cost": asdict(cost),
+            "pretrain_seconds": event.get("pretrain_seconds", 0.0),
+            "params": event.get("params", 0),
+            "curve": curve,
+        }
+        self.book.record(number, outcome)
+        self.spent += seconds
+        self._count(outcome)
+        return {"trial": number, "config": config, "cost": cost, "accuracy_val": outcome["accuracy_val"]}
+
+    def expected_gain(self) -> float:
+        """Share of the hypervolume that the next trial will add, by what the last `GAIN_TRIALS` added; 1 before those.
+
+        Hypervolume of accuracy above 0 and the log of the cost below `pareto.REACH` times the dearest point.
+        """
+        settled = len(self.ends)
+        if settled < GAIN_TRIALS + max(1, self.config.startup):
+            return 1.0
+        if self._gain[0] != settled:  # asked at every report, and changes with a trial's end
+            self._gain = settled, self._measured_gain(settled)
+        return self._gain[1]
+
+    def _measured_gain(self, settled: int) -> float:
+        now = np.array([(accuracy, math.log(hours)) for accuracy, hours in self.points])
+        reference = (0.0, float(now[:, 1].max()) + math.log(pareto.REACH))
+        before = now[: self.ends[settled - 1 - GAIN_TRIALS]]
+        whole = pareto.hypervolume(now, reference, (True, False))
+        past = pareto.hypervolume(before, reference, (True, False)) if len(before) else 0.0
+        return (whole - past) / GAIN_TRIALS / whole if whole > 0 else 0.0
+
+    def _count(self, outcome: Mapping[str, Any]) -> None:
+        found = candidates_of(self.config.front, outcome)
+        self.points += [(accuracy, hours) for _, accuracy, hours in found if hours > 0]
+        self.ends.append(len(self.points))
+        self.best = max([self.best, *(accuracy for _, accuracy, _ in found)])
+
+
+def candidates_of(front: str, outcome: Mapping[str, Any]) -> list[tuple[int, float, float]]:
+    """What of a trial can stand on the front, as (epochs, accuracy, GPU-hours alone): `search.front` says which.
+
+    `anytime`: each epoch of a trial, however it ended; `final`: the last one of a completed trial.
+    """
+    rows, cost = outcome["curve"], Cost(**outcome["cost"])
+    shared_seconds = cost.total - cost.train
+    if front == "final":
+        rows = rows[-1:] if outcome["state"] == "completed" else []
+    return [
+        (int(epoch), accuracy, (shared_seconds + seconds) / SECONDS_PER_HOUR)
+        for epoch, accuracy, _, seconds in rows
+        if math.isfinite(accuracy)
+    ]
