@@ -52,8 +52,8 @@ class SearchConfig(Settings):
     startup: Annotated[int, Field(ge=0)] = 10
     points: list[dict[str, Any]] = Field(default_factory=list)
     warm_start: list[str] = Field(default_factory=list)
-    front: Literal["anytime", "final"] = "final"
-    scheduler: SchedulerConfig = Field(default={"kind": "fifo"}, validate_default=True)
+    front: Literal["anytime", "final"] = "anytime"
+    scheduler: SchedulerConfig = Field(default={"kind": "mo_asha"}, validate_default=True)
 
     @field_validator("objectives")
     @classmethod

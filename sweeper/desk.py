@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -204,11 +204,10 @@ def candidates_of(front: str, outcome: Mapping[str, Any]) -> list[tuple[int, flo
     `anytime`: each epoch of a trial, however it ended; `final`: the last one of a completed trial.
     """
     rows, cost = outcome["curve"], Cost(**outcome["cost"])
-    shared_seconds = cost.total - cost.train
     if front == "final":
         rows = rows[-1:] if outcome["state"] == "completed" else []
     return [
-        (int(epoch), accuracy, (shared_seconds + seconds) / SECONDS_PER_HOUR)
+        (int(epoch), accuracy, replace(cost, train=seconds).as_hours()["gpu_hours"])
         for epoch, accuracy, _, seconds in rows
         if math.isfinite(accuracy)
     ]

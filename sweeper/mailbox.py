@@ -116,10 +116,14 @@ class Mailbox:
         return await self.messages[job_id].get()
 
     async def cancel(self, job_id: str) -> None:
-        """Ask for a job's end, at its next epoch; nobody will ask for its messages any more."""
+        """As `stop`, and nobody will ask for its messages any more."""
+        await self.stop(job_id)
+        self.messages.pop(job_id, None)
+
+    async def stop(self, job_id: str) -> None:
+        """Ask for a job's end, at its next epoch; nothing happens where it has ended."""
         if job_id in self.jobs:
             self.stops.add(job_id)
-        self.messages.pop(job_id, None)
 
     async def stop_all(self) -> None:
         """A search ends before its trials: those that run stop at their next epoch, those that wait never begin."""

@@ -90,6 +90,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         super().__init__(metric=METRIC, mode=MODE)
         self.desk, self.pool, self.hooks = desk, pool, hooks
         self.occupancy = Occupancy(pool.plan.workers)
+        self.jobs: dict[str, str] = {}  # of Tune's trials
         self.seen = 0
         self.ended = ""
 
@@ -101,6 +102,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if proposed is None:
             return str(Searcher.FINISHED)
         name, config = proposed
+        self.jobs[trial_id] = name
         self.pool.submit(name, self.hooks.make_job(config))
         shared = self.desk.open[name].shared_seconds
         return {"job": name, "mailbox": self.pool.mailbox, "shared_seconds": shared}
@@ -110,7 +112,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.drain()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing is told here: how a job ended is what its lane says."""
+        """Tune has done with a trial; its lane, which it may have been told to stop, says how it ended."""
+        name = self.jobs.pop(trial_id, "")
+        if name in self.desk.open:  # the trial's actor would ask for the stop only when it takes up another trial
+            self.pool.mailbox.stop.remote(name)
         self.drain()
 
     def drain(self) -> None:

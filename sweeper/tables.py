@@ -195,11 +195,16 @@ def rungs_sentence(records: Sequence[Record]) -> str:
 
 def importance_lines(records: Sequence[Record], most: int = 4) -> list[str]:
     """What mattered for each objective, the `most` important leaves first: `accuracy: train.lr 61%, teacher 22%`."""
-    found: dict[str, list[str]] = {}
-    for record in sorted(records, key=lambda r: -r["importance"]):
+    found: dict[str, list[Record]] = {}
+    for record in records:
         if record["importance"] >= LEAST_SHARE:
-            found.setdefault(record["objective"], []).append(f"{record['parameter']} {_percent(record['importance'])}")
-    return [f"{plain(objective)}: {', '.join(map(plain, names[:most]))}" for objective, names in found.items()]
+            found.setdefault(record["objective"], []).append(record)
+    lines = []
+    for objective, own in found.items():
+        first = sorted(own, key=lambda r: -r["importance"])[:most]
+        shares = ", ".join(f"{plain(r['parameter'])} {_percent(r['importance'])}" for r in first)
+        lines.append(f"{plain(objective)}: {shares}")
+    return lines
 
 
 def _is_told(rung: Record) -> bool:

@@ -45,7 +45,7 @@ def sweep(
             "train": {"epochs": 8, "batch_size": 32, "epoch_size": 64},
             **(trial or {}),
         },
-        "search": {"trials": 10, **(search or {})},
+        "search": {"trials": 10, "scheduler": {"kind": "fifo"}, **(search or {})},
         "finalists": {"count": 1, "seeds": 1, "ablate": False},
     }
     config = SweepConfig.model_validate({**values, **changes})

@@ -96,7 +96,7 @@ def anytime(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def finished(base: Path, **search: Any) -> Run:
     store = Store(str(base / "store"))
     trial = {**TRIAL_TREE, "teacher": {"choice": ["cnn", "none"]}}
-    config = sweep_config(trial=trial, search={"trials": 8, "startup": 0, **search})
+    config = sweep_config(trial=trial, search={"trials": 8, "front": "final", "scheduler": {"kind": "fifo"}, **search})
     plan = make_plan(config, space_of(config), dataset_index(), store)
     records: dict[str, Record] = {}
     for item in plan.artifacts():
@@ -268,6 +268,8 @@ def test_curves_are_every_report(run: Run) -> None:
 
 def test_the_facts_say_what_it_was(run: Run) -> None:
     facts = run.folder.read_environment()["facts"]
+    assert facts.pop("winner's curse") == harvest.curse_text(run.finals)
+    assert facts.pop("what mattered").startswith("For accuracy: 7 trials ended, too few to tell")
     assert facts == {
         "images": "12 train, 6 val, 9 test",
         "classes": "red, green, blue",
@@ -302,7 +304,7 @@ def test_the_device_is_the_artifacts(run: Run) -> None:
 def test_writing_again_changes_nothing(run: Run) -> None:
     """A run that is killed while it writes its results writes them again."""
     stable = [p for p in sorted(run.folder.path.rglob("*")) if p.suffix in (".csv", ".md", ".tex", ".parquet")]
-    assert len(stable) == 3 + 4 + 3, "trials, curves, ledger; pareto; ablation"
+    assert len(stable) == 4 + 4 + 3, "trials, curves, ledger, hypervolume; pareto; ablation"
     before = {p: p.read_bytes() for p in stable}
     harvest.write(run.folder, run.plan, run.records, run.book, run.finals)
     assert {p: p.read_bytes() for p in stable} == before

@@ -34,7 +34,7 @@ from samples import (
 )
 from small_sweep import Built, Stages, space_tree
 
-from sweeper import adapted, artifacts, checkpoints, harvest, search, spacefile, train
+from sweeper import adapted, artifacts, checkpoints, desk, harvest, spacefile, train
 from sweeper import student as students
 from sweeper.batches import DataCache, DataRefs, TeacherRefs, TrialData
 from sweeper.checkpoints import state_of
@@ -663,23 +663,24 @@ def test_the_parts_of_a_training_add_up() -> None:
 
 
 class Searched:
-    """A study of one trial with a pre-training, and a searcher that settles it without a lane."""
+    """A study of trials with a pre-training, and a desk that settles them without a lane."""
 
     def __init__(self, folder: Path) -> None:
         config = sweep_config(pools=POOLS, trial={**TASK, "pretrain": {**PRETRAIN, "pool": "tenth"}})
         self.book = Study(folder / "journal", config.search, space_of(config), seed=0)
-        hooks: Any = SimpleNamespace(cost=self.cost)
-        self.searcher = search.StudySearcher(self.book, None, config.search, hooks)  # type: ignore[arg-type]
+        self.desk = desk.Desk(self.book, config.search, self.cost, 0.0)
 
     @staticmethod
     def cost(trial: TrialConfig, seconds: float) -> Cost:
         return Cost(adapt=5.0, train=seconds)
 
     def settle(self, end: Mapping[str, Any], *curve: list[float]) -> dict[str, Any]:
-        number, config = self.book.ask()
-        name = search.job_id(number)
-        self.searcher.open[name], self.searcher.curves[name] = (number, config), list(curve)
-        self.searcher._settle(name, {"error": None, **end})
+        proposed = self.desk.propose()
+        assert proposed is not None
+        for epoch, accuracy, loss, seconds in curve:
+            report = {"epoch": epoch, "epochs": 40, "accuracy_val": accuracy, "loss": loss, "train_seconds": seconds}
+            self.desk.report(proposed[0], report)
+        number = self.desk.end(proposed[0], {"error": None, **end})["trial"]
         found: dict[str, Any] = self.book.trials()[number].user_attrs["outcome"]
         return found
 
@@ -738,7 +739,7 @@ def swept_tree(generator: Path) -> dict[str, Any]:
         name="swept",
         pools={"tenth": {"kind": "digits_pool", "count": 40, "image_size": 16}},
         trial=trial,
-        search={"trials": 2, "sampler": "random"},
+        search={"trials": 2, "sampler": "random", "scheduler": {"kind": "fifo"}, "front": "final"},
         finalists={"count": 1, "seeds": 1},
     )
 
@@ -773,7 +774,7 @@ def swept(built: Built, pool: LanePool, tmp_path_factory: pytest.TempPathFactory
     sweep = Sweep(found, records, pool, Console(quiet=True, stream=io.StringIO(), errors=io.StringIO()))
     found.folder.path.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "job_id", lambda number: f"swept-{number}")  # the lane's job names are shared
+        patch.setattr(desk, "job_id", lambda number: f"swept-{number}")  # the lane's job names are shared
         book = sweep.search(folder / "work")
     finals = sweep.finalists(book)
     job = sweep.job(TrialConfig.model_validate(book.trials()[0].user_attrs["config"]), seed=3, final=True)

@@ -94,7 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Finished
         "loss": {"ce": {"uniform": [0.2, 1]}, "kl": {"weight": 1.0}},
         "train": {"epochs": 8, "batch_size": 16, "epoch_size": 96, "lr": 3e-3},
     }
-    search = {"trials": TRIALS, "sampler": "tpe"}
+    search = {"trials": TRIALS, "sampler": "tpe", "scheduler": {"kind": "fifo"}, "front": "final"}
     write_space(folder / "space.yaml", built.generator, name="cut", trial=trial, search=search)
 
     process = start(folder, *command(built.store))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 from small_sweep import Built, make, space_tree
 
 from sweeper import desk, search
+from sweeper.desk import candidates_of
 from sweeper.lane import LanePool
 from sweeper.ledger import Cost
 from sweeper.plan import artifact_uses
@@ -34,6 +36,7 @@ class Sought:
         trial: Any = None,
         **section: Any,
     ) -> None:
+        section = {"scheduler": {"kind": "fifo"}, "front": "final", **section}
         changed = {"trial": {**space_tree(built.generator)["trial"], **(trial or {})}, "search": section}
         tree = space_tree(built.generator, **changed)
         config, space, self.plan = make(tree, folder, built.store)
@@ -138,10 +141,8 @@ def test_a_budget_of_device_time_ends_the_search(
     assert {outcome["state"] for outcome in outcomes} <= {"completed", "stopped"}
     assert spent_seconds(sought.book.trials()) >= seconds
     assert sought.ended.why.endswith("GPU-hours")
-    # Before its last epoch the last trial had not spent it.
-    rows = sorted(row[3] for row in outcomes[-1]["curve"])
-    earlier = math.fsum(outcome["cost"]["train"] for outcome in outcomes[:-1])
-    assert earlier + (rows[-3] if len(rows) > 2 else 0.0) < seconds
+    ends = [event["state"] for event in sought.events if event["type"] == "end"]
+    assert "stopped" in ends or "withdrawn" in ends, "the next one was waiting"
     assert sought.book.study.get_trials(states=(TrialState.RUNNING,)) == []
     assert len(sought.run()) == len(outcomes)  # a spent budget starts nothing
 
@@ -151,3 +152,38 @@ def test_shared_artifacts_count_into_the_budget(
 ) -> None:
     sought = Sought(built, pool, tmp_path, monkeypatch, gpu_hours=1.0, sampler="random")
     assert sought.run(shared_seconds=3600.0) == []
+
+
+def test_mo_asha_stops_what_is_dominated_and_a_resumed_search_knows_its_rungs(
+    built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rungs' records are on disk before a trial is stopped; the second session's trials meet those of the first."""
+    hopeless = 1e-9
+    trial = {
+        "teacher": "cnn",
+        "student": {"model": "test_efficientnet"},
+        "synthetic": {},
+        "loss": {"ce": 1.0},
+        "train": {**TRAIN, "epochs": 16, "epoch_size": 480, "lr": {"choice": [3e-3, 2e-3, hopeless]}},
+    }
+    section = {
+        "sampler": "tpe",
+        "front": "anytime",
+        "scheduler": {"kind": "mo_asha", "grace": 4, "reduction": 4, "keep": 0},
+        "points": [{"train.lr": rate} for rate in (3e-3, 2e-3, hopeless)],
+    }
+    first = Sought(built, pool, tmp_path, monkeypatch, trial=trial, trials=1, **section)
+    (whole,) = first.run()
+    assert (whole["state"], whole["epochs"]) == ("completed", 16)
+    sought = Sought(built, pool, tmp_path, monkeypatch, trial=trial, trials=3, **section)
+    stopped = sought.run()[2]
+    assert stopped["state"] == "stopped", "alone on its rung it would have gone on"
+    assert 4 <= stopped["epochs"] < 16
+    records = [json.loads(line) for line in (tmp_path / "rungs.jsonl").read_text().splitlines()]
+    assert (records[0]["rung"], records[0]["goes_on"]) == (4, True)
+    assert (records[-1]["rung"], records[-1]["goes_on"]) == (4, False)
+    accuracy, log_hours = records[-1]["values"]
+    assert accuracy == stopped["curve"][3][1], "what it had at the rung, not later"
+    shared = Cost(**stopped["cost"]).total - stopped["cost"]["train"]
+    assert math.exp(log_hours) * 3600 == pytest.approx(shared + stopped["curve"][3][3] / 4 * 16)
+    assert len(candidates_of("anytime", stopped)) == stopped["epochs"]

@@ -43,7 +43,7 @@ class Config(Settings):
 
     kind: Literal["mo_asha"] = "mo_asha"
     grace: Annotated[float, Field(gt=0)] = 0.1
-    reduction: Annotated[float, Field(gt=1)] = 3.0
+    reduction: Annotated[float, Field(gt=1)] = 4.0
     max: Annotated[float, Field(gt=0)] | None = None
     keep: Annotated[float, Field(ge=0, le=1)] = 0.1
     spread: Spread = "epsilon_net"

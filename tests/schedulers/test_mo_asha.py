@@ -38,7 +38,7 @@ def test_every_kind_is_built_alike(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "max_t", "expected"),
     [
-        ({}, 40, [4, 12, 36]),
+        ({}, 40, [4, 16]),
         ({"grace": 5}, 40, [5, 15]),
         ({"grace": 1, "max": 9}, 40, [1, 3]),
         ({"grace": 1, "max": 100}, 40, [1, 3, 9, 27, 81]),
