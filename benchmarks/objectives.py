@@ -119,7 +119,7 @@ def point_file(arms: Sequence[Arm], epochs: int = EPOCHS) -> SpaceFile:
         "train.epoch_size": EPOCH_SIZE,
         "train.lr": LR,
     }
-    return spacefile.load(SPACE, [f"trial.{path}={value}" for path, value in fixed.items()])
+    return spacefile.load(SPACE, ["search.points=[]", *(f"trial.{path}={value}" for path, value in fixed.items())])
 
 
 def point(tree: Mapping[str, Any], arm: Arm) -> TrialConfig:

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 from small_sweep import Built, make, space_tree
 
-from sweeper import desk, search
+from sweeper import desk, points, search
 from sweeper.desk import candidates_of
 from sweeper.lane import LanePool
 from sweeper.ledger import Cost
@@ -41,7 +41,8 @@ class Sought:
         tree = space_tree(built.generator, **changed)
         config, space, self.plan = make(tree, folder, built.store)
         self.built, self.pool, self.folder, self.config = built, pool, folder, config
-        self.book = Study(folder / "journal.log", config.search, space, config.seed)
+        first = [points.flat(space, tree)[0] for tree in config.search.points]
+        self.book = Study(folder / "journal.log", config.search, space, config.seed, first)
         self.space = space
         self.events: list[Mapping[str, Any]] = []
         patch.setattr(desk, "job_id", lambda number: f"{folder.name}-{number}")  # the lane's events are shared
@@ -164,26 +165,26 @@ def test_mo_asha_stops_what_is_dominated_and_a_resumed_search_knows_its_rungs(
         "student": {"model": "test_efficientnet"},
         "synthetic": {},
         "loss": {"ce": 1.0},
-        "train": {**TRAIN, "epochs": 16, "epoch_size": 480, "lr": {"choice": [3e-3, 2e-3, hopeless]}},
+        "train": {**TRAIN, "epochs": 120, "lr": {"choice": [3e-3, 2e-3, hopeless]}},
     }
     section = {
         "sampler": "tpe",
         "front": "anytime",
-        "scheduler": {"kind": "mo_asha", "grace": 4, "reduction": 4, "keep": 0},
+        "scheduler": {"kind": "mo_asha", "grace": 4, "reduction": 40, "keep": 0},
         "points": [{"train.lr": rate} for rate in (3e-3, 2e-3, hopeless)],
     }
     first = Sought(built, pool, tmp_path, monkeypatch, trial=trial, trials=1, **section)
     (whole,) = first.run()
-    assert (whole["state"], whole["epochs"]) == ("completed", 16)
+    assert (whole["state"], whole["epochs"]) == ("completed", 120)
     sought = Sought(built, pool, tmp_path, monkeypatch, trial=trial, trials=3, **section)
     stopped = sought.run()[2]
     assert stopped["state"] == "stopped", "alone on its rung it would have gone on"
-    assert 4 <= stopped["epochs"] < 16
+    assert 4 <= stopped["epochs"] < 120
     records = [json.loads(line) for line in (tmp_path / "rungs.jsonl").read_text().splitlines()]
     assert (records[0]["rung"], records[0]["goes_on"]) == (4, True)
     assert (records[-1]["rung"], records[-1]["goes_on"]) == (4, False)
     accuracy, log_hours = records[-1]["values"]
     assert accuracy == stopped["curve"][3][1], "what it had at the rung, not later"
     shared = Cost(**stopped["cost"]).total - stopped["cost"]["train"]
-    assert math.exp(log_hours) * 3600 == pytest.approx(shared + stopped["curve"][3][3] / 4 * 16)
+    assert math.exp(log_hours) * 3600 == pytest.approx(shared + stopped["curve"][3][3] / 4 * 120)
     assert len(candidates_of("anytime", stopped)) == stopped["epochs"]

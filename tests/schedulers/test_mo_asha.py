@@ -20,7 +20,7 @@ from sweeper.errors import RunFailed
 from sweeper.schedulers import OBJECTIVES, asha, mo_asha, trained_share
 
 ACCURACY = {"accuracy": "max"}
-NO_KEEP = mo_asha.Config(grace=2, keep=0)
+NO_KEEP = mo_asha.Config(reduction=3, grace=2, keep=0)
 
 
 def accuracies(seed: int, count: int) -> list[float]:
@@ -38,7 +38,7 @@ def test_every_kind_is_built_alike(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "max_t", "expected"),
     [
-        ({}, 40, [4, 16]),
+        ({}, 40, [4, 12, 36]),
         ({"grace": 5}, 40, [5, 15]),
         ({"grace": 1, "max": 9}, 40, [1, 3]),
         ({"grace": 1, "max": 100}, 40, [1, 3, 9, 27, 81]),
@@ -52,7 +52,7 @@ def test_every_kind_is_built_alike(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_levels(config: dict[str, Any], max_t: int, expected: list[float]) -> None:
-    assert mo_asha.levels(mo_asha.Config.model_validate(config), max_t) == pytest.approx(expected)
+    assert mo_asha.levels(mo_asha.Config.model_validate({"reduction": 3, **config}), max_t) == pytest.approx(expected)
 
 
 def test_the_same_accuracy_for_more_hours_is_stopped() -> None:
@@ -117,7 +117,9 @@ def test_one_objective_is_tune_s_asha(reduction: float) -> None:
     With p better records among n, Tune lets go on for p <= (n - 2) / eta, and stops for p >= (n - 2) / eta + 1.
     """
     config: dict[str, Any] = {"grace": 1, "reduction": reduction}
-    ours = Trials(mo_asha.build(mo_asha.Config(keep=0, **config), 100, objectives=ACCURACY))
+    ours = Trials(
+        mo_asha.build(mo_asha.Config.model_validate({"keep": 0, "reduction": 3, **config}), 100, objectives=ACCURACY)
+    )
     tunes = Trials(asha.build(asha.Config(**config), 100))
     seen: dict[int, list[float]] = {}
     compared = {"CONTINUE": 0, "STOP": 0}
@@ -156,7 +158,7 @@ def test_which_are_kept_is_pinned() -> None:
 
 
 def test_the_immune_go_on_and_are_on_record() -> None:
-    trials = Trials(mo_asha.build(mo_asha.Config(grace=1, keep=0.3), 18))
+    trials = Trials(mo_asha.build(mo_asha.Config(reduction=3, grace=1, keep=0.3), 18))
     names = [f"trial-{i:05d}" for i in range(30)]
     answers = {name: trials.report(name, 1, -i, 1.0 + i) for i, name in enumerate(names)}
     assert [name for name in names[1:] if answers[name] == "CONTINUE"] == [
@@ -168,7 +170,7 @@ def test_the_immune_go_on_and_are_on_record() -> None:
 
 
 def test_rungs_in_seconds() -> None:
-    trials = Trials(mo_asha.build(mo_asha.Config(unit="seconds", grace=25, max=100, keep=0), 18))
+    trials = Trials(mo_asha.build(mo_asha.Config(reduction=3, unit="seconds", grace=25, max=100, keep=0), 18))
     trials.report("a", 2, 0.9, 1.0)  # 20 s
     assert trials.scheduler.rungs.records(25) == []
     assert trials.report("a", 3, 0.9, 1.0) == "CONTINUE"  # 30 s
@@ -183,7 +185,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     events = [
         (f"trial-{i:05d}", epoch, float(draw.random()), float(draw.lognormal())) for epoch in (2, 6) for i in range(8)
     ]
-    config = mo_asha.Config(grace=2, keep=0.2)
+    config = mo_asha.Config(reduction=3, grace=2, keep=0.2)
     whole = Trials(mo_asha.build(config, 18, journal=tmp_path / "whole"))
     answers = [whole.report(*event) for event in events]
     assert set(answers) == {"CONTINUE", "STOP"}
@@ -196,7 +198,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
         assert [second.report(*event) for event in events] == answers  # asked again
         assert cut == 0 or journal.read_bytes() == (tmp_path / "whole").read_bytes()
     with pytest.raises(RunFailed, match="is not of this search"):
-        mo_asha.build(mo_asha.Config(grace=3), 18, journal=tmp_path / "whole")
+        mo_asha.build(mo_asha.Config(reduction=3, grace=3), 18, journal=tmp_path / "whole")
 
 
 def test_tune_can_pickle_it() -> None:
@@ -224,10 +226,12 @@ def test_the_expected_share_is_what_halving_trains(keep: float, reduction: float
 
 
 def test_expected_share_by_hand() -> None:
-    assert mo_asha.expected_share(mo_asha.Config(keep=1), 40) == pytest.approx(1.0)
-    assert mo_asha.expected_share(mo_asha.Config(keep=0), 40) == asha.expected_share(asha.Config(), 40)
-    assert mo_asha.expected_share(mo_asha.Config(keep=0, grace=10, max=15), 40) == pytest.approx(1 / 4 + 1 / 3 * 3 / 4)
-    seconds = mo_asha.Config(keep=0, unit="seconds", max=100, grace=0.25)
+    assert mo_asha.expected_share(mo_asha.Config(reduction=3, keep=1), 40) == pytest.approx(1.0)
+    assert mo_asha.expected_share(mo_asha.Config(reduction=3, keep=0), 40) == asha.expected_share(asha.Config(), 40)
+    assert mo_asha.expected_share(mo_asha.Config(reduction=3, keep=0, grace=10, max=15), 40) == pytest.approx(
+        1 / 4 + 1 / 3 * 3 / 4
+    )
+    seconds = mo_asha.Config(reduction=3, keep=0, unit="seconds", max=100, grace=0.25)
     assert mo_asha.expected_share(seconds, 40) == pytest.approx(1 / 4 + 1 / 3 * 1 / 2 + 1 / 9 * 1 / 4)
     # one rung, half immune: 1/2 of the trials and 1/3 of the other half go on to the end
     assert trained_share([5], 3.0, 10, keep=0.5) == pytest.approx(1 / 2 + 1 / 2 * (1 / 2 + 1 / 2 * 1 / 3))
