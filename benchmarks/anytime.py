@@ -11,9 +11,8 @@ The same configurations in the same random orders on 8 lanes, trained in two way
 Configurations are those of `curves/final200.parquet` (an even sample of the grid, cosine), which `anytime.parquet` has
 too (wsd + ema). Both count with the device-seconds of the former, for they were recorded under different loads of the
 machine; what averaging costs is measured apart (`benchmarks/README.md`). The hypervolume is that of accuracy and log
-cost, above the accuracy that is half as far above chance as the best, which is what a search retrains
-(`harvest.worth_retraining`), and below the dearest candidate; as a share of what all candidates of both ways cover
-together. Device time as in `search.py`. The last line is JSON.
+cost, above the least accuracy that a search retrains (`harvest.worth_retraining`) and below the dearest candidate; as a
+share of what all candidates of both ways cover together. Device time as in `search.py`. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from regret import MAXIMISE, Scale, interval
+from regret import Scale, interval
 from replay import Grid, Key, Lanes, Report
 
-from sweeper import pareto, spacefile
+from sweeper import spacefile
 
 FOLDER = Path(__file__).parent / "curves"
 FILES = {"cosine": "final200", "wsd + ema": "anytime"}
-CHANCE = 0.1
 LANES = 8
 ORDERS = 40
 MARKS = (0.1, 0.25, 0.5, 1.0)
@@ -53,14 +51,6 @@ class Shuffled:
         """Nothing is learnt."""
 
 
-def scale_of(grids: dict[str, Grid]) -> Scale:
-    """Of all candidates, above what a search would retrain."""
-    accuracy, cost = (np.concatenate(part) for part in zip(*(g.points(True) for g in grids.values()), strict=True))
-    floor = float(CHANCE + 0.5 * (np.nanmax(accuracy) - CHANCE))
-    reference = (floor, float(np.log(cost).max()))
-    return Scale(reference, pareto.hypervolume(np.column_stack([accuracy, np.log(cost)]), reference, MAXIMISE))
-
-
 def main() -> None:
     space = spacefile.load(FOLDER / "space.yaml").space
     grids = {way: Grid.read(FOLDER / f"{name}.parquet", space) for way, name in FILES.items()}
@@ -76,7 +66,7 @@ def main() -> None:
         )
         for way, grid in grids.items()
     }
-    scale = scale_of(grids)
+    scale = Scale.of(*(grid.points(True) for grid in grids.values()))
     budget = min(grid.device_seconds(1.0) for grid in grids.values())
     moments = np.array(MARKS) * budget
     print(f"{len(common)} configurations, {ORDERS} orders, {budget:,.0f} device-seconds; hypervolume found at")

@@ -12,9 +12,11 @@ from replay import Floats, Log
 from scipy import stats
 
 from sweeper import pareto
+from sweeper.harvest import WORTH
 
 MOMENTS = np.linspace(0, 1, 201)[1:]  # shares of the budget at which a search is looked at
 MAXIMISE = (True, False)  # accuracy, log cost
+CHANCE = 0.1  # of ten digits
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Scale:
 
     @classmethod
     def of(cls, *candidates: tuple[Floats, Floats]) -> Scale:
-        """For all candidates that there are, as accuracy and cost."""
+        """For all candidates that there are, as accuracy and cost: above the least accuracy worth retraining."""
         accuracy, cost = (np.concatenate(part) for part in zip(*candidates, strict=True))
         points = np.column_stack([accuracy, np.log(cost)])
-        reference = (float(np.nanmin(points[:, 0])), float(points[:, 1].max()))
+        reference = (CHANCE + WORTH * (float(np.nanmax(accuracy)) - CHANCE), float(points[:, 1].max()))
         return cls(reference, pareto.hypervolume(points, reference, MAXIMISE))
 
     def shares(self, log: Log, anytime: bool, moments_s: Floats) -> Floats:

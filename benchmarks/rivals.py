@@ -1,6 +1,6 @@
 """The searches that `search.py` compares, each as a `replay.Method`.
 
-All draw from the same `Space` by the same translation into Optuna's domains (`study.suggest`), or from it at random,
+All draw from the same `Space` by the same translation into Optuna's domains (`samplers.suggest`), or from it at random,
 and each is told what its own kind looks at:
 
 - **random**: each active leaf by itself, as Optuna's random sampler draws it; nobody is stopped. `random, never twice`
@@ -35,8 +35,9 @@ from sweeper import registry
 from sweeper.config import SearchConfig
 from sweeper.desk import Desk
 from sweeper.ledger import Cost
+from sweeper.samplers import suggest
 from sweeper.space import Space
-from sweeper.study import Study, suggest
+from sweeper.study import Study
 from sweeper.trial import TrialConfig
 
 MEMORY = Path("/dev/shm")  # journals lie here where there is such a folder: the disk is not what is compared

@@ -39,7 +39,7 @@ class SearchConfig(Settings):
 
     `points` are tried first (any part of a point: the sampler draws the rest), then the fronts of the runs in
     `warm_start`, then `startup` quasi-random ones. `front`: `anytime` takes every epoch of every trial for a candidate,
-    `final` only the end of those that were completed.
+    with what the next epoch confirms of its accuracy; `final` only the end of those that were completed.
     """
 
     objectives: dict[Objective, Direction] = Field(default_factory=lambda: dict(OBJECTIVES))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -135,8 +136,9 @@ class Desk:
         row = [event["epoch"], event["accuracy_val"], event["loss"], event["train_seconds"]]
         earlier = [r for r in self.curves[name] if r[0] < row[0]]  # a restarted worker repeats epochs
         self.curves[name] = [*earlier, row]
-        if self.config.front == "anytime" and math.isfinite(row[1]):
-            self.best = max(self.best, row[1])
+        confirmed = [r[1] for r in self.curves[name][-2:]]
+        if self.config.front == "anytime" and len(confirmed) == 2 and all(map(math.isfinite, confirmed)):
+            self.best = max(self.best, min(confirmed))
         return told(event, self.open[name].shared_seconds)
 
     def end(self, name: str, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,13 +203,18 @@ class Desk:
 def candidates_of(front: str, outcome: Mapping[str, Any]) -> list[tuple[int, float, float]]:
     """What of a trial can stand on the front, as (epochs, accuracy, GPU-hours alone): `search.front` says which.
 
-    `anytime`: each epoch of a trial, however it ended; `final`: the last one of a completed trial.
+    `anytime`: each epoch that the next one confirms, and the end of a completed trial. An epoch counts with the lower
+    accuracy of the two: among hundreds of epochs the best would otherwise be those that were lucky once. `final`: the
+    end of a completed trial alone.
     """
     rows, cost = outcome["curve"], Cost(**outcome["cost"])
-    if front == "final":
-        rows = rows[-1:] if outcome["state"] == "completed" else []
+    found = []
+    if front == "anytime":
+        found = [(a[0], min(a[1], b[1]), a[3]) for a, b in itertools.pairwise(rows) if math.isfinite(b[1])]
+    if outcome["state"] == "completed" and rows:
+        found.append((rows[-1][0], rows[-1][1], rows[-1][3]))
     return [
         (int(epoch), accuracy, replace(cost, train=seconds).as_hours()["gpu_hours"])
-        for epoch, accuracy, _, seconds in rows
+        for epoch, accuracy, seconds in found
         if math.isfinite(accuracy)
     ]

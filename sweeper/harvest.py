@@ -19,6 +19,8 @@ from sweeper.store import Record as Artifact
 from sweeper.study import Study
 from sweeper.trial import TrialConfig
 
+WORTH = 0.8
+
 
 @dataclass(frozen=True)
 class Final:
@@ -47,9 +49,9 @@ def candidates(book: Study) -> list[Candidate]:
 
 
 def worth_retraining(candidates: Sequence[Candidate], chance: float) -> list[Candidate]:
-    """Those at least half as far above `chance` as the best: the first epochs of a front are cheap and of no use."""
+    """Those at least `WORTH` as far above `chance` as the best: the first epochs of a front are cheap and of no use."""
     best = max((c.accuracy_val for c in candidates), default=chance)
-    return [c for c in candidates if c.accuracy_val - chance >= 0.5 * (best - chance)]
+    return [c for c in candidates if c.accuracy_val - chance >= WORTH * (best - chance)]
 
 
 def first_error(book: Study) -> str:

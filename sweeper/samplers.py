@@ -51,6 +51,21 @@ def suggest(trial: optuna.Trial, path: str, domain: Domain) -> Any:
     return trial.suggest_float(path, domain.low, domain.high, log=domain.kind == "loguniform")
 
 
+class _InOrder:
+    """Parents by trial number, as Optuna has them from its cache: a resumed run, whose cache is new, goes on alike."""
+
+    def select_parent(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)  # type: ignore[misc]
+
+
+class NSGAIISampler(_InOrder, optuna.samplers.NSGAIISampler):
+    """Optuna's."""
+
+
+class NSGAIIISampler(_InOrder, optuna.samplers.NSGAIIISampler):
+    """Optuna's."""
+
+
 def make_sampler(config: SearchConfig, seed: int, number: int) -> BaseSampler:
     """The sampler for trial `number`: seeded by both, so that a resumed run does not repeat its first proposals."""
     own = (seed * 1_000_003 + number) % 2**31
@@ -58,9 +73,9 @@ def make_sampler(config: SearchConfig, seed: int, number: int) -> BaseSampler:
         case "tpe":
             return optuna.samplers.TPESampler(seed=own, n_startup_trials=config.startup, multivariate=True, group=True)
         case "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=own, population_size=16)
+            return NSGAIISampler(seed=own, population_size=16)
         case "nsga3":
-            return optuna.samplers.NSGAIIISampler(seed=own, population_size=16)
+            return NSGAIIISampler(seed=own, population_size=16)
         case "gp":
             return optuna.samplers.GPSampler(seed=own, n_startup_trials=config.startup)
         case "random":

@@ -2,8 +2,9 @@
 
 Every trial's configuration is written down before it starts and its outcome before it is told, so that a run that is
 killed at any moment goes on: finished trials stand, and those that were running are trained again under their numbers.
-A stopped trial is told with its values and a violated constraint, not as complete with an immature accuracy: it informs
-the sampler and stays out of the front. (`OptunaSearch` loses this; a pruned trial without values fills TPE's good set.)
+It is the record alone; samplers are asked in memory (`proposals`). A stopped trial is told with its values and a
+violated constraint, not as complete with an immature accuracy: it informs the sampler and stays out of the front.
+(`OptunaSearch` loses this; a pruned trial without values fills TPE's good set.)
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,7 +26,8 @@ from sweeper.files import mend_tail
 from sweeper.fingerprint import fingerprint
 from sweeper.ledger import Cost
 from sweeper.points import Point, distinct
-from sweeper.samplers import Untried, as_asked, make_sampler, quasi_random, suggest
+from sweeper.proposals import DIRECTIONS, Proposals, tell
+from sweeper.samplers import quasi_random
 from sweeper.space import Space
 from sweeper.trial import TrialConfig
 
@@ -32,8 +35,6 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 STUDY_NAME = "sweep"
-DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
-EARLY_STOPPED = "early_stopped"
 FAILED = 2.0  # above any share of epochs
 
 
@@ -49,23 +50,25 @@ class Study:
     ) -> None:
         mend_tail(journal)
         Path(f"{journal}.lock").unlink(missing_ok=True)  # left by a killed driver; the run's own lock is held
-        backend = JournalFileBackend(str(journal))
-        self.config, self.space, self.seed = config, space, seed
-        self.objectives = list(config.objectives)
+        self.config, self.space = config, space
         is_random = config.sampler == "random"
         self.planned = [*distinct(first), *([] if is_random else quasi_random(space, config.startup, seed))]
+        self.storage = JournalStorage(JournalFileBackend(str(journal)))
         self.study = optuna.create_study(
             study_name=STUDY_NAME,
-            storage=optuna.storages.JournalStorage(backend),
-            directions=[DIRECTIONS[config.objectives[name]] for name in self.objectives],
-            sampler=make_sampler(config, seed, 0),
+            storage=self.storage,
+            directions=[DIRECTIONS[goal] for goal in config.objectives.values()],
+            sampler=optuna.samplers.RandomSampler(),  # it keeps the record and is asked for nothing
             load_if_exists=True,
         )
+        self.study_id = self.storage.get_study_id_from_name(STUDY_NAME)
         earlier = self.study.get_trials(deepcopy=False)
         self.asked = len(earlier)
-        self.handles: dict[int, optuna.Trial] = {}  # of trials that are open
+        running = [t.number for t in earlier if t.state == TrialState.RUNNING]
+        self.ids = {n: self.storage.get_trial_id_from_study_id_trial_number(self.study_id, n) for n in running}
         configs = [t.user_attrs["config"] for t in earlier if "config" in t.user_attrs]
         self.tried = {fingerprint(TrialConfig.model_validate(config)) for config in configs}
+        self.proposals = Proposals(config, space, seed, earlier, self._was_tried)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials that have an outcome, by number."""
@@ -77,38 +80,28 @@ class Study:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if "outcome" in trial.user_attrs:
                 self._tell(trial.number, trial.user_attrs["outcome"])
-            elif "config" in trial.user_attrs:
-                again.append((trial.number, TrialConfig.model_validate(trial.user_attrs["config"])))
             else:
-                self.study.tell(trial.number, state=TrialState.FAIL)
+                again.append((trial.number, TrialConfig.model_validate(trial.user_attrs["config"])))
         return again
 
     def ask(self) -> tuple[int, TrialConfig]:
         """A new trial: its number and its resolved configuration, written down."""
         number = self.asked
-        sampler = make_sampler(self.config, self.seed, number)
-        if number < len(self.planned):
-            domains = self.space.domains
-            fixed = {path: as_asked(domains[path], value) for path, value in self.planned[number].items()}
-            sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
-        elif self.config.sampler != "random":
-            sampler = Untried(sampler, self.space, self._was_tried, number)
-        self.study.sampler = sampler
-        trial = self.study.ask()
-        point = self.space.sample(lambda path, domain: suggest(trial, path, domain))
+        point, trial = self.proposals.ask(number, self.planned[number] if number < len(self.planned) else None)
         config = TrialConfig.model_validate(point).resolved()
         trial.set_user_attr("config", config.model_dump(mode="json"))
-        self.asked, self.handles[trial.number] = number + 1, trial
+        self.ids[number] = self.storage.create_new_trial(self.study_id, trial)
+        self.asked = number + 1
         self.tried.add(fingerprint(config))
-        return trial.number, config
+        return number, config
 
     def _was_tried(self, point: Mapping[str, Any]) -> bool:
         return fingerprint(TrialConfig.model_validate(point).resolved()) in self.tried
 
     def withdraw(self, number: int) -> None:
         """A trial that was asked for and never begun: it has no outcome, and no sampler is told of it."""
-        self.study.tell(self._handle(number), state=TrialState.FAIL)
-        self.handles.pop(number)
+        self.study.tell(optuna.Trial(self.study, self.ids.pop(number)), state=TrialState.FAIL)
+        self.proposals.withdraw(number)
 
     def record(self, number: int, outcome: dict[str, Any]) -> None:
         """Write an outcome down, then tell the sampler.
@@ -117,35 +110,31 @@ class Study:
             outcome: state, error, epochs, num_epochs, accuracy_val, cost (`Cost` as a dict), pretrain_seconds (of
                 cost.train), params, curve.
         """
-        self._handle(number).set_user_attr("outcome", outcome)
+        self.storage.set_trial_user_attr(self.ids[number], "outcome", outcome)
         self._tell(number, outcome)
-        self.handles.pop(number)
 
-    def _handle(self, number: int) -> optuna.Trial:
-        """A trial that is open; Optuna's own way to it looks through all trials."""
-        if number not in self.handles:
-            self.handles[number] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-        return self.handles[number]
+    def _tell(self, number: int, outcome: Mapping[str, Any]) -> None:
+        values, violation = self.as_told(outcome)
+        tell(optuna.Trial(self.study, self.ids.pop(number)), values, violation)
+        self.proposals.tell(number, values, violation)
 
-    def _tell(self, number: int, outcome: dict[str, Any]) -> None:
-        """Tell the sampler the two values, and how far they are from what was asked for.
+    def as_told(self, outcome: Mapping[str, Any]) -> tuple[list[float], float]:
+        """An outcome as the sampler hears of it: a value an objective, and how far it is from what was asked for.
 
-        The violation is 0 for a completed trial, the share of its epochs that a stopped one was not given, and
-        `FAILED` for one that failed, whose accuracy is told as 0: with it the sampler learns where not to look.
+        A trial that failed is told with accuracy 0 and a violation of `FAILED`: the sampler learns where not to look. A
+        stopped one has the accuracy so far, the cost that the whole training would have had (so far alone it would look
+        cheap), and for a violation the share of its epochs that it was not given. That holds for `front: anytime` too,
+        where its epochs count: told as what it is worth there, it draws the sampler to what is good when cut short.
         """
-        accuracy = outcome["accuracy_val"]
-        failed = outcome["state"] == "failed" or accuracy is None or not math.isfinite(accuracy)
-        left = 1 - outcome["epochs"] / outcome["num_epochs"]
-        cost = Cost(**outcome["cost"])
-        if left > 0 and outcome["epochs"]:
-            # The cost that it would have had: so far alone, a trial that was cut short would look cheap.
+        accuracy, cost, violation = outcome["accuracy_val"], Cost(**outcome["cost"]), 0.0
+        if outcome["state"] == "failed" or accuracy is None or not math.isfinite(accuracy):
+            accuracy, violation = 0.0, FAILED
+        elif outcome["state"] == "stopped":
+            violation = 1 - outcome["epochs"] / outcome["num_epochs"]
+        if violation and outcome["epochs"]:
             cost = replace(cost, train=whole_training(outcome))
-        violation = FAILED if failed else left if outcome["state"] == "stopped" else 0.0
-        handle = self._handle(number)
-        if EARLY_STOPPED not in handle.constraints:  # set already where the run was killed just before `tell`
-            handle.set_constraint(EARLY_STOPPED, violation)
-        values = {"accuracy": 0.0 if failed else accuracy, "gpu_hours": cost.as_hours()["gpu_hours"]}
-        self.study.tell(handle, [values[name] for name in self.objectives])
+        values = {"accuracy": accuracy, "gpu_hours": cost.as_hours()["gpu_hours"]}
+        return [values[name] for name in self.config.objectives], violation
 
 
 def whole_training(outcome: Mapping[str, Any]) -> float:

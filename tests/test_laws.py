@@ -20,7 +20,7 @@ FAMILIES = {"datasets", "teachers", "generators", "losses", "schedulers"}
 LAYERS: tuple[set[str], ...] = (
     {"cli", "zoo.make", "zoo._classifiers", "zoo._diffusion"},  # zoo.make is a script of its own
     {"run", "sweep", "prepared", "pairs", "artifacts", "harvest", "insight", "session"},
-    {"search", "desk", "study", "samplers", "results", "archive", "report", "rows", "provenance"}
+    {"search", "desk", "study", "proposals", "samplers", "results", "archive", "report", "rows", "provenance"}
     | {"figures", "importance", "progress"},
     {"lane", "slots", "occupancy", "mailbox", "finalists"},
     {"train", "objective", "averaging", "checkpoints", "forecast"},
@@ -39,7 +39,7 @@ HOMES = {
     "ray.train": {"lane"},
     "ray.tune": {"search", "schedulers"},
     "ray": {"lane", "search", "run", "artifacts", "session", "ingest", "synthesize", "targets", "shards", "finalists"},
-    "optuna": {"search", "insight", "study", "samplers", "importance"},
+    "optuna": {"search", "insight", "study", "proposals", "samplers", "importance"},
     "timm": {"teachers", "student", "architecture", "zoo"},
     "diffusers": {"generators", "zoo"},
     "rich": {"console", "cli"},

@@ -277,8 +277,11 @@ def test_moasha_is_hastened_and_not_changed() -> None:
             np.testing.assert_array_equal(script("syne_moasha").net_ranks(part, 0), ranks)
 
 
-def test_shares_follow_what_was_found() -> None:
+def test_shares_follow_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     replay, regret = script("replay"), script("regret")
+    monkeypatch.setattr(regret, "WORTH", 0.5)
+    assert regret.Scale.of((np.array([0.3, 0.9]), np.exp([1.0, 2.0]))).reference == pytest.approx((0.5, 2.0))
+    monkeypatch.setattr(regret, "WORTH", 0.0)
     accuracy, cost = np.array([0.5, 0.7, 0.9]), np.exp([1.0, 2.0, 3.0])
     scale = regret.Scale.of((np.append(accuracy, 0.1), np.append(cost, math.exp(4.0))))
     assert scale.reference == pytest.approx((0.1, 4.0))

@@ -17,7 +17,8 @@ from sweeper.desk import candidates_of
 from sweeper.lane import LanePool
 from sweeper.ledger import Cost
 from sweeper.plan import artifact_uses
-from sweeper.study import EARLY_STOPPED, FAILED, Study, spent_seconds
+from sweeper.proposals import EARLY_STOPPED
+from sweeper.study import FAILED, Study, spent_seconds
 from sweeper.trial import TrialConfig
 
 TRAIN = {"epochs": 4, "batch_size": 16, "epoch_size": 96, "lr": 3e-3}
@@ -187,4 +188,4 @@ def test_mo_asha_stops_what_is_dominated_and_a_resumed_search_knows_its_rungs(
     assert accuracy == stopped["curve"][3][1], "what it had at the rung, not later"
     shared = Cost(**stopped["cost"]).total - stopped["cost"]["train"]
     assert math.exp(log_hours) * 3600 == pytest.approx(shared + stopped["curve"][3][3] / 4 * 120)
-    assert len(candidates_of("anytime", stopped)) == stopped["epochs"]
+    assert len(candidates_of("anytime", stopped)) == stopped["epochs"] - 1, "the last is confirmed by none"

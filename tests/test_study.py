@@ -16,14 +16,16 @@ import pytest
 from optuna.trial import TrialState
 from samples import TRIAL_TREE, space_of, sweep_config
 
+from sweeper import proposals
 from sweeper.config import SearchConfig
 from sweeper.domain import Domain
 from sweeper.domain_forms import parse_domain
 from sweeper.files import mend_tail
 from sweeper.ledger import Cost
+from sweeper.proposals import EARLY_STOPPED
 from sweeper.samplers import make_sampler, quasi_random, suggest
 from sweeper.space import Space
-from sweeper.study import EARLY_STOPPED, FAILED, Study, clock_seconds, spent_seconds
+from sweeper.study import FAILED, Study, clock_seconds, spent_seconds
 from sweeper.trial import TrialConfig
 
 SPACE = space_of(sweep_config())
@@ -226,6 +228,60 @@ class TestFirstPoints:
         assert book.study.get_trials(states=(TrialState.RUNNING,)) == []
 
 
+class TestWindow:
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(proposals, "WINDOW", 8)
+
+    def seen(self, book: Study) -> set[int]:
+        """Numbers of the trials that the sampler sees."""
+        return set(book.proposals.handles)
+
+    def run(self, book: Study, until: int) -> None:
+        while book.asked < until:
+            number, config = book.ask()
+            book.record(number, outcome(0.99 if number == 2 else score(config)))
+
+    def test_holds_the_latest_and_the_front_of_the_others(self, tmp_path: Path) -> None:
+        book = study(tmp_path / "journal", "tpe", objectives={"accuracy": "max"}, startup=0)
+        self.run(book, 16)
+        assert self.seen(book) == set(range(16))
+        self.run(book, 17)
+        assert self.seen(book) == {2, *range(8, 17)}
+        self.run(book, 40)
+        assert self.seen(book) == {2, *range(24, 40)}
+        assert len(book.proposals.study.trials) == 17
+        assert [t.number for t in book.trials()] == list(range(40)), "the record has them all"
+
+    @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3"])
+    def test_a_reopened_run_sees_the_same(self, tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(proposals, "WINDOW", 16)  # a population of NSGA-II
+
+        def proposed(name: str, *, reopen: bool) -> list[TrialConfig]:
+            book = study(tmp_path / name, sampler)
+            found = []
+            for until in range(1, 40):
+                self.run(book, until)
+                found.append(TrialConfig.model_validate(book.trials()[-1].user_attrs["config"]))
+                if reopen and until % 3 == 0:
+                    book = study(tmp_path / name, sampler)
+            return found
+
+        assert proposed("one", reopen=True) == proposed("two", reopen=False)
+
+    def test_a_trial_that_outlasts_its_window_is_on_record_all_the_same(self, tmp_path: Path) -> None:
+        book = study(tmp_path / "journal", "tpe")
+        slow, _ = book.ask()
+        self.run(book, 20)
+        assert slow not in self.seen(book)
+        book.record(slow, outcome(0.7))
+        assert book.trials()[0].values[0] == 0.7
+        with_one_open, _ = book.ask()
+        self.run(book, 24)
+        book.withdraw(with_one_open)
+        assert with_one_open not in self.seen(book)
+
+
 class TestClock:
     def test_overlapping_trials_count_once_and_pauses_not_at_all(self) -> None:
         def ran(begin: float, end: float) -> optuna.trial.FrozenTrial:
@@ -247,8 +303,9 @@ class TestOutcomes:
         assert turned.trials()[0].values == [pytest.approx(1.0), 0.75]
         assert turned.study.directions == [optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE]
 
-    def test_a_stopped_trial_informs_and_stays_out_of_the_front(self, tmp_path: Path) -> None:
-        book = study(tmp_path / "journal")
+    @pytest.mark.parametrize("front", ["anytime", "final"])
+    def test_a_stopped_trial_informs_and_stays_out_of_the_front(self, tmp_path: Path, front: str) -> None:
+        book = study(tmp_path / "journal", front=front)
         whole = told(book, accuracy=0.5, train=10)
         lucky = told(book, accuracy=0.9, state="stopped", train=4)
         frozen = book.trials()[lucky]
@@ -286,11 +343,11 @@ class TestOutcomes:
 
     @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_a_sampler_can_go_on_when_all_were_stopped_or_failed(self, tmp_path: Path, sampler: str) -> None:
-        book = study(tmp_path / "journal", sampler)
+        book = study(tmp_path / "journal", sampler, front="final")
         for number in range(12):
             told(book, accuracy=0.1 * (number % 3), state="stopped" if number % 3 else "failed")
         assert book.ask()[0] == 12
-        assert book.study.best_trials == []
+        assert all(t.constraints[EARLY_STOPPED] for t in book.trials())
 
     def test_spent_seconds_are_those_of_training(self, tmp_path: Path) -> None:
         book = study(tmp_path / "journal")
@@ -358,7 +415,7 @@ class TestKilled:
     def test_after_every_line_and_within_it(self, journal: Path, truth: dict[int, Any], tmp_path: Path) -> None:
         data = journal.read_bytes()
         ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
-        assert len(ends) > 40
+        assert len(ends) > 15
         starts = [0, *ends[:-1]]
         finished = [0]
         for start, end in zip(starts, ends, strict=True):

@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 class Config(Settings):
     """Where the rungs are, and who is ranked how.
 
-    grace: the first rung, as a share of `max` when below 1, else in units; reduction: eta; max: no rung lies there or
-    beyond, the space's most epochs where it is left out; keep: the share of trials that no rung stops, by a hash of
-    their names, so that rungs can be held against how trials end; spread: how a front is ordered; unit: of grace and
-    max, epochs or device-seconds (`max` has to be given then).
+    grace: the first rung, as a share of `max` when below 1, else in units; late by default, since earlier rungs lose
+    students that start slowly, taught ones among them (`benchmarks/search.py --choose`); reduction: eta; max: no rung
+    lies there or beyond, the space's most epochs where it is left out; keep: the share of trials that no rung stops, by
+    a hash of their names, so that rungs can be held against how trials end; spread: how a front is ordered; unit: of
+    grace and max, epochs or device-seconds (`max` has to be given then).
     """
 
     kind: Literal["mo_asha"] = "mo_asha"
-    grace: Annotated[float, Field(gt=0)] = 0.1
+    grace: Annotated[float, Field(gt=0)] = 0.5
     reduction: Annotated[float, Field(gt=1)] = 4.0
     max: Annotated[float, Field(gt=0)] | None = None
     keep: Annotated[float, Field(ge=0, le=1)] = 0.1

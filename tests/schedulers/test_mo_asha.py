@@ -52,7 +52,9 @@ def test_every_kind_is_built_alike(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_levels(config: dict[str, Any], max_t: int, expected: list[float]) -> None:
-    assert mo_asha.levels(mo_asha.Config.model_validate({"reduction": 3, **config}), max_t) == pytest.approx(expected)
+    assert mo_asha.levels(
+        mo_asha.Config.model_validate({"grace": 0.1, "reduction": 3, **config}), max_t
+    ) == pytest.approx(expected)
 
 
 def test_the_same_accuracy_for_more_hours_is_stopped() -> None:
@@ -226,8 +228,10 @@ def test_the_expected_share_is_what_halving_trains(keep: float, reduction: float
 
 
 def test_expected_share_by_hand() -> None:
-    assert mo_asha.expected_share(mo_asha.Config(reduction=3, keep=1), 40) == pytest.approx(1.0)
-    assert mo_asha.expected_share(mo_asha.Config(reduction=3, keep=0), 40) == asha.expected_share(asha.Config(), 40)
+    assert mo_asha.expected_share(mo_asha.Config(grace=0.1, reduction=3, keep=1), 40) == pytest.approx(1.0)
+    assert mo_asha.expected_share(mo_asha.Config(grace=0.1, reduction=3, keep=0), 40) == asha.expected_share(
+        asha.Config(), 40
+    )
     assert mo_asha.expected_share(mo_asha.Config(reduction=3, keep=0, grace=10, max=15), 40) == pytest.approx(
         1 / 4 + 1 / 3 * 3 / 4
     )
