@@ -76,7 +76,7 @@ class FinalistConfig(Settings):
     The arms keep the best distilled finalist's student and recipe: without synthetic images, and without a teacher.
     """
 
-    count: Annotated[int, Field(ge=1)] = 5
+    count: Annotated[int, Field(ge=1)] = 6
     seeds: Annotated[int, Field(ge=1)] = 3
     ablate: bool = True
 

@@ -31,7 +31,7 @@ from sweeper import tables
 from sweeper.tables import Record, TextTable, accuracy_text, cost_unit, duration, plain, significant
 from sweeper.tally import Tally
 
-PIPE_WIDTH = 100
+PIPE_WIDTH = 120
 _UNBOUNDED = rich.console.Console(width=10_000, force_terminal=False)  # only measures
 
 

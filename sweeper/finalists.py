@@ -64,26 +64,35 @@ def select(
     """`count` candidates: of the front, most accurate first, then near-ties; equal trainings count once.
 
     A front of more points is thinned: the most accurate stays, with those that cover the most of the plane
-    (`racing.spread`). A smaller one is filled up: what is dominated by less than the standard error of its accuracy on
-    `num_val` images may well be on the true front (`racing.near_ties`). Of a configuration that has a place, another
-    epoch that is not on the front adds nothing.
+    (`racing.spread`). A third of the places is for near-ties, most accurate first: what is dominated by less than the
+    standard error of its accuracy on `num_val` images may well be on the true front (`racing.near_ties`), and among
+    hundreds of candidates the one that leads was lucky too. Of a configuration that has a place, another epoch that is
+    not on the front adds nothing.
     """
     ranked = sorted(candidates, key=_best_first)
-    mask = on_front(ranked, objectives)
     front: dict[str, Candidate] = {}
-    for candidate, is_on in zip(ranked, mask, strict=True):
+    for candidate, is_on in zip(ranked, on_front(ranked, objectives), strict=True):
         if is_on:
             front.setdefault(_stem(candidate.config, candidate.epochs), candidate)
-    chosen = list(front.values())
-    if len(chosen) > count and len(objectives) > 1:
-        kept = spread([c.accuracy_val for c in chosen], [c.gpu_hours for c in chosen], count)
-        chosen = [chosen[i] for i in kept]
-    chosen = chosen[:count]
-    if len(chosen) < count and "accuracy" in objectives:
+    near: list[Candidate] = []
+    if "accuracy" in objectives:
         hours = [c.gpu_hours if "gpu_hours" in objectives else 0.0 for c in ranked]
-        near = near_ties([c.accuracy_val for c in ranked], hours, num_val)
-        chosen += _others(chosen, [ranked[i] for i in near])[: count - len(chosen)]
+        near = [ranked[i] for i in sorted(near_ties([c.accuracy_val for c in ranked], hours, num_val))]
+    reserved = count // 3
+    chosen = _thinned(list(front.values()), count - reserved, objectives)
+    others = _others(chosen, near)
+    if len(others) < reserved:
+        chosen = _thinned(list(front.values()), count - len(others), objectives)
+        others = _others(chosen, near)
+    chosen += others[: count - len(chosen)]
     return [Entry("front", c.trial, c.config, c.epochs, c.accuracy_val) for c in chosen]
+
+
+def _thinned(front: Sequence[Candidate], count: int, objectives: Mapping[Objective, Direction]) -> list[Candidate]:
+    """At most so many points of a front, of which the first one stays."""
+    if len(front) <= count or len(objectives) == 1:
+        return list(front[:count])
+    return [front[i] for i in spread([c.accuracy_val for c in front], [c.gpu_hours for c in front], count)]
 
 
 def _best_first(candidate: Candidate) -> tuple[float, float, int, int]:
