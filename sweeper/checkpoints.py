@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 # A checkpoint may cost this share of the training time, and is not written more often than once a second.
-CHECKPOINT_SHARE = 0.02
+CHECKPOINT_SHARE = 0.005
 CHECKPOINT_INTERVAL_S = 1.0
 
 

@@ -31,7 +31,11 @@ TRAINABLE_BYTES = 16 * 2**20  # a Tune trial only waits: it holds no CPU, so tha
 
 
 class LaneTrial(tune.Trainable):  # type: ignore[misc]
-    """A trial as Tune sees it: each `step` is the next message about its job."""
+    """A trial as Tune sees it: each `step` is the next message about its job.
+
+    It never ends a job. Tune may start an actor for a trial, then find an idle one to reuse and drop the first: what
+    that one did on its way out would hit the job that the other one waits for.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the job that the searcher has put into the mailbox."""
@@ -48,8 +52,7 @@ class LaneTrial(tune.Trainable):  # type: ignore[misc]
         return dict(self.last)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Leave the old job (asking its lane to stop it where it still runs) and take up a new one."""
-        self.cleanup()
+        """Leave the old job and take up a new one."""
         self.setup(new_config)
         return True
 
@@ -59,10 +62,6 @@ class LaneTrial(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """See `save_checkpoint`."""
-
-    def cleanup(self) -> None:
-        """Ask for the job's end; nothing happens where it has ended."""
-        ray.get(self.mailbox.cancel.remote(self.job))
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune has done with a trial; its lane, which it may have been told to stop, says how it ended."""
-        name = self.jobs.pop(trial_id, "")
-        if name in self.desk.open:  # the trial's actor would ask for the stop only when it takes up another trial
-            self.pool.mailbox.stop.remote(name)
+        if trial_id in self.jobs:
+            self.pool.mailbox.cancel.remote(self.jobs.pop(trial_id))
         self.drain()
 
     def drain(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from optuna.trial import TrialState
 from small_sweep import Built, make, space_tree
 
@@ -189,3 +190,22 @@ def test_mo_asha_stops_what_is_dominated_and_a_resumed_search_knows_its_rungs(
     shared = Cost(**stopped["cost"]).total - stopped["cost"]["train"]
     assert math.exp(log_hours) * 3600 == pytest.approx(shared + stopped["curve"][3][3] / 4 * 120)
     assert len(candidates_of("anytime", stopped)) == stopped["epochs"] - 1, "the last is confirmed by none"
+
+
+def test_an_actor_that_tune_drops_leaves_its_job_to_the_one_that_it_reuses(
+    built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: the dropped actor's last act stopped the job and took its messages away, and the search hung for ever."""
+    sought = Sought(built, pool, tmp_path, monkeypatch, trials=1)
+    _, config = sought.book.ask()
+    pool.submit("shared", built.job(config.model_dump(mode="json")))
+    dropped, reused = (search.LaneTrial.__new__(search.LaneTrial) for _ in range(2))
+    for actor in (dropped, reused):
+        actor.setup({"job": "shared", "mailbox": pool.mailbox, "shared_seconds": 0.0})
+    dropped.cleanup()
+    results = [reused.step()]
+    while not results[-1].get("done"):
+        results.append(reused.step())
+    assert results[-1]["epoch"] == config.train.epochs
+    (end,) = [e for e in ray.get(pool.mailbox.events_since.remote(0)) if e["type"] == "end" and e["job"] == "shared"]
+    assert end["state"] == "completed"
