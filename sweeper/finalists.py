@@ -63,11 +63,9 @@ def select(
 ) -> list[Entry]:
     """`count` candidates: of the front, most accurate first, then near-ties; equal trainings count once.
 
-    A front of more points is thinned: the most accurate stays, with those that cover the most of the plane
-    (`racing.spread`). A third of the places is for near-ties, most accurate first: what is dominated by less than the
-    standard error of its accuracy on `num_val` images may well be on the true front (`racing.near_ties`), and among
-    hundreds of candidates the one that leads was lucky too. Of a configuration that has a place, another epoch that is
-    not on the front adds nothing.
+    A larger front is thinned to its most accurate point and those that cover the most of the plane (`racing.spread`). A
+    third of the places is for near-ties, most accurate first (`racing.near_ties` on `num_val` images): of hundreds of
+    candidates the one that leads was lucky too. Of a configuration that has a place no other epoch is a near-tie.
     """
     ranked = sorted(candidates, key=_best_first)
     front: dict[str, Candidate] = {}
@@ -78,21 +76,13 @@ def select(
     if "accuracy" in objectives:
         hours = [c.gpu_hours if "gpu_hours" in objectives else 0.0 for c in ranked]
         near = [ranked[i] for i in sorted(near_ties([c.accuracy_val for c in ranked], hours, num_val))]
-    reserved = count // 3
-    chosen = _thinned(list(front.values()), count - reserved, objectives)
-    others = _others(chosen, near)
-    if len(others) < reserved:
-        chosen = _thinned(list(front.values()), count - len(others), objectives)
-        others = _others(chosen, near)
-    chosen += others[: count - len(chosen)]
+    points = list(front.values())
+    accuracies, costs = [c.accuracy_val for c in points], [c.gpu_hours for c in points]
+    chosen = [points[i] for i in spread(accuracies, costs, count - count // 3)]
+    if (few := len(_others(chosen, near))) < count // 3:
+        chosen = [points[i] for i in spread(accuracies, costs, count - few)]
+    chosen = [*chosen, *_others(chosen, near)][:count]
     return [Entry("front", c.trial, c.config, c.epochs, c.accuracy_val) for c in chosen]
-
-
-def _thinned(front: Sequence[Candidate], count: int, objectives: Mapping[Objective, Direction]) -> list[Candidate]:
-    """At most so many points of a front, of which the first one stays."""
-    if len(front) <= count or len(objectives) == 1:
-        return list(front[:count])
-    return [front[i] for i in spread([c.accuracy_val for c in front], [c.gpu_hours for c in front], count)]
 
 
 def _best_first(candidate: Candidate) -> tuple[float, float, int, int]:

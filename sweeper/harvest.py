@@ -19,7 +19,7 @@ from sweeper.store import Record as Artifact
 from sweeper.study import Study
 from sweeper.trial import TrialConfig
 
-WORTH = 0.8
+WORTH = 0.8  # of the best one's way above chance: what has less is of no use, however cheap
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def candidates(book: Study) -> list[Candidate]:
 
 
 def worth_retraining(candidates: Sequence[Candidate], chance: float) -> list[Candidate]:
-    """Those at least `WORTH` as far above `chance` as the best: the first epochs of a front are cheap and of no use."""
+    """Those at least `WORTH` as far above `chance` as the best: not the first epochs of a front."""
     best = max((c.accuracy_val for c in candidates), default=chance)
     return [c for c in candidates if c.accuracy_val - chance >= WORTH * (best - chance)]
 

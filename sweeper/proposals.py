@@ -27,18 +27,6 @@ EARLY_STOPPED = "early_stopped"
 WINDOW = 256  # a sampler sees the last WINDOW trials at least, and less than twice as many
 
 
-def open_trial(params: Mapping[str, Any], like: FrozenTrial, **attributes: Any) -> FrozenTrial:
-    """A running trial with these parameters, to be put into a study."""
-    distributions = {name: like.distributions[name] for name in params}
-    return create_trial(
-        state=TrialState.RUNNING,
-        params=dict(params),
-        distributions=distributions,
-        system_attrs=like.system_attrs,
-        user_attrs=attributes,
-    )
-
-
 def tell(handle: optuna.Trial, values: list[float], violation: float) -> None:
     """End a trial with its values and its constraint, which stands already where a run was killed between the two."""
     if EARLY_STOPPED not in handle.constraints:
@@ -85,8 +73,13 @@ class Proposals:
         trial = self.study.ask()
         point = self.space.sample(lambda path, domain: suggest(trial, path, domain))
         self.handles[number] = trial
-        frozen = self.study.get_trials(deepcopy=False)[trial.number]
-        return point, open_trial(frozen.params, frozen)
+        own = self.study.get_trials(deepcopy=False)[trial.number]
+        return point, create_trial(
+            state=TrialState.RUNNING,
+            params=own.params,
+            distributions=own.distributions,
+            system_attrs=own.system_attrs,
+        )
 
     def tell(self, number: int, values: list[float], violation: float) -> None:
         """What a trial reached, and how far (> 0) that is from what was asked for."""

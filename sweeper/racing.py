@@ -30,11 +30,13 @@ def spread(accuracies: ArrayLike, costs: ArrayLike, count: int) -> list[int]:
     ends among them (Ishibuchi et al. 2018). Exact, by a recursion over the last point chosen (Kuhn et al. 2016).
 
     Args:
-        accuracies, costs: of at least `count` points of which none beats another, most accurate (and costly) first.
+        accuracies, costs: of points of which none beats another, most accurate (and costly) first.
 
     Returns:
-        Indices, ascending.
+        Indices, ascending; all where there are no more than `count`.
     """
+    if np.size(accuracies) <= count:
+        return list(range(np.size(accuracies)))
     values = np.column_stack([accuracies, -np.log(np.maximum(costs, NO_COST))])
     span = np.ptp(values, axis=0)
     height, reach = ((values - values.min(axis=0)) / np.where(span > 0, span, 1.0) + 1 / max(count - 1, 1)).T

@@ -113,7 +113,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune has done with a trial; its lane, which it may have been told to stop, says how it ended."""
         if trial_id in self.jobs:
-            self.pool.mailbox.cancel.remote(self.jobs.pop(trial_id))
+            ray.get(self.pool.mailbox.cancel.remote(self.jobs.pop(trial_id)))
         self.drain()
 
     def drain(self) -> None:

@@ -76,8 +76,11 @@ def read_to(process: subprocess.Popen[str], pattern: str) -> str:
 def attributes(folder: Path, name: str) -> dict[int, list[Any]]:
     """What the study's journal says of its trials, in the order in which it was written."""
     found: dict[int, list[Any]] = {}
-    for line in (results_of(folder) / "journal.log").read_text().splitlines():
-        entry = json.loads(line)
+    entries = [json.loads(line) for line in (results_of(folder) / "journal.log").read_text().splitlines()]
+    for number, entry in enumerate(entry for entry in entries if "user_attrs" in entry):  # a trial begins
+        if name in entry["user_attrs"]:
+            found.setdefault(number, []).append(entry["user_attrs"][name])
+    for entry in entries:
         if name in entry.get("user_attr", {}):
             found.setdefault(entry["trial_id"], []).append(entry["user_attr"][name])
     return found
