@@ -13,7 +13,11 @@ from sweeper.session import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE_S = 600.0  # a deadline on a loaded machine, not a duration
-VERB = "import sys; from sweeper.cli import main; main(prog_name='sweeper')"
+# A shell's background job ignores SIGINT, and so would what it starts: tests that run as one press Ctrl-C all the same.
+VERB = """import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from sweeper.cli import main
+main(prog_name="sweeper")"""
 # A control character, or what Ray and Python's warnings write; sweeper itself never names Ray while all goes well.
 NOISE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|\bray|\.cc:\d|\bpid=|warning|deprecat|traceback", re.IGNORECASE)
 
