@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-# A checkpoint may cost this share of the training time, and is not written more often than once a second.
+# A checkpoint may cost this share of the training time, and is not written more often than every few seconds.
 CHECKPOINT_SHARE = 0.005
-CHECKPOINT_INTERVAL_S = 1.0
+CHECKPOINT_INTERVAL_S = 5.0
 
 
 class Slot(Protocol):

@@ -35,7 +35,7 @@ class Mailbox:
         self.incarnation: dict[str, int] = {}
         self.deaths: dict[str, int] = {}
         self.messages: dict[str, asyncio.Queue[Message]] = {}
-        self.stops: set[str] = set()
+        self.stops: dict[str, asyncio.Event] = {}  # of the jobs that have no end yet
         self.events: list[Message] = []
         self.closed = self.aborted = False
         self.changed = asyncio.Condition()
@@ -43,6 +43,7 @@ class Mailbox:
     async def submit(self, job_id: str, job: bytes) -> None:
         """Put a pickled job at the end of the queue."""
         self.jobs[job_id] = job
+        self.stops[job_id] = asyncio.Event()
         self.messages[job_id] = asyncio.Queue()
         self.queue.append(job_id)
         await self._wake()
@@ -75,12 +76,15 @@ class Mailbox:
         self._log({"type": "start", "lane": lane, "job": job_id})
         return job_id, self.jobs[job_id]
 
-    async def report(self, lane: str, job_id: str, report: Message) -> bool:
-        """One epoch is done; False asks the lane to stop the job."""
+    async def report(self, lane: str, job_id: str, report: Message) -> None:
+        """One epoch is done. A lane need not wait for this to arrive: whether to go on it is told by `stopping`."""
         self.deaths.pop(job_id, None)
-        message = {"type": "report", "lane": lane, "job": job_id, **report}
-        self._post(job_id, message)
-        return job_id not in self.stops and not self.aborted
+        self._post(job_id, {"type": "report", "lane": lane, "job": job_id, **report})
+
+    async def stopping(self, job_id: str) -> None:
+        """Wait until a job should stop or has ended; a lane asks once, and looks for the answer after each epoch."""
+        if job_id in self.stops:
+            await self.stops[job_id].wait()
 
     async def finish(self, lane: str, job_id: str, outcome: Message) -> None:
         """The job has ended, well or not. One that a closing run cut short keeps its checkpoint and has no end."""
@@ -94,7 +98,8 @@ class Mailbox:
         message = {"type": "end", "lane": lane, "job": job_id, "error": None, **outcome}
         self._post(job_id, message)
         self.jobs.pop(job_id, None)
-        self.stops.discard(job_id)
+        if job_id in self.stops:
+            self.stops.pop(job_id).set()
         self._checkpoint(job_id).unlink(missing_ok=True)
 
     def _post(self, job_id: str, message: Message) -> None:
@@ -122,15 +127,19 @@ class Mailbox:
 
     async def stop(self, job_id: str) -> None:
         """Ask for a job's end, at its next epoch; nothing happens where it has ended."""
-        if job_id in self.jobs:
-            self.stops.add(job_id)
+        if job_id in self.stops:
+            self.stops[job_id].set()
 
     async def stop_all(self) -> None:
         """A search ends before its trials: those that run stop at their next epoch, those that wait never begin."""
-        self.stops.update(self.held.values())
+        self._stop_held()
         while self.queue:
             self._end("", self.queue.popleft(), {"state": "withdrawn"})
         await self._wake()
+
+    def _stop_held(self) -> None:
+        for job_id in self.held.values():
+            self.stops[job_id].set()
 
     async def events_since(self, number: int) -> list[Message]:
         """All events from number `number` on: what the live view shows."""
@@ -141,6 +150,7 @@ class Mailbox:
         self.closed, self.aborted = True, abort
         if abort:
             self.queue.clear()
+            self._stop_held()
         await self._wake()
 
     async def give_up(self) -> None:
@@ -150,6 +160,7 @@ class Mailbox:
         for queue in self.messages.values():
             queue.put_nowait({"type": "lost"})
         self.jobs.clear()
+        self._stop_held()
         await self._wake()
 
     async def save(self, job_id: str, state: bytes) -> None:

@@ -206,7 +206,7 @@ def last_worker(pool: LanePool) -> Mapping[str, Any]:
 
 
 def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePool, built: Built) -> None:
-    recipe = {"epochs": 24, "batch_size": 32, "epoch_size": 384, "lr": 3e-3}
+    recipe = {"epochs": 36, "batch_size": 32, "epoch_size": 768, "lr": 3e-3}  # longer than until a first checkpoint
     long = built.job(trial(train=recipe), final=True)
     pool.submit("killed", long)
     checkpoint = pool.work / "checkpoints" / "killed.pt"
@@ -222,7 +222,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePo
 
     epochs = [m["epoch"] for m in killed[:-1]]
     assert epochs.count(1) == 1, "it began from nothing"
-    assert sorted(set(epochs)) == list(range(1, 25))
+    assert sorted(set(epochs)) == list(range(1, 37))
     by_epoch = {m["epoch"]: m for m in undisturbed[:-1]}
     for report in killed[:-1]:  # also those of epochs that were trained twice
         same = by_epoch[report["epoch"]]
