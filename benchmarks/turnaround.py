@@ -7,9 +7,8 @@ at a time as the machine has slots:
 
 - **lanes**: `search.run` over a `LanePool`, exactly as `sweeper run` does, Optuna and its journal included;
 - **trainers**: the pattern of Ray's documentation, a Tune function that runs one `TorchTrainer` with
-  `TuneReportCallback`. It gets what makes it fastest: health checks every 0.2 s instead of 2 s (that is when Train
-  drains its reports), one report a trial, as many trials at a time as there are slots, a Tune function that holds no
-  CPU (or it and its worker would wait for each other on two cores), reused Tune actors, no sampler.
+  `TuneReportCallback`. It gets what makes it fastest: health checks every 0.2 s instead of 2 s (when Train drains its
+  reports), one report a trial, a trial in each slot, a Tune function that holds no CPU, reused actors, no sampler.
 
 The gap is the time from a trial's last report to the first training step of the next one in the same slot. Both sides
 report every epoch to one stopwatch actor; a first step is the first report's time less the training time that it
@@ -33,9 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.config import SearchConfig, SweepConfig
-from sweeper.lane import HEALTH_CHECK_INTERVAL_S, Job, MailboxSlot
+from sweeper.lane import HEALTH_CHECK_INTERVAL_S
 from sweeper.mailbox import Mailbox, Message
 from sweeper.slots import LanePlan, plan_lanes
+from sweeper.worker import Job, MailboxSlot
 
 BATCH_SIZE, EPOCH_SIZE = 64, 320
 CONFIG: dict[str, Any] = {
@@ -60,10 +60,16 @@ class Stopwatch(Mailbox):
 
     seconds = 2.0
 
-    async def report(self, lane: str, job_id: str, report: Message) -> bool:
+    async def report(self, lane: str, job_id: str, report: Message) -> None:
         """See `Mailbox.report`."""
-        going_on = await super().report(lane, job_id, {**report, "time": time.time()})
-        return going_on and report["train_seconds"] < self.seconds
+        await super().report(lane, job_id, {**report, "time": time.time()})
+        if report["train_seconds"] >= self.seconds:
+            await self.stop(job_id)
+
+    async def goes_on(self, name: str, report: Message) -> bool:
+        """Take the report of a trial that is not a job of this mailbox, and say whether it goes on."""
+        await self.report("", name, report)
+        return bool(report["train_seconds"] < self.seconds)
 
 
 @dataclass(frozen=True)
@@ -109,23 +115,21 @@ def in_lanes(plan: LanePlan, job: Job, config: SweepConfig, store_uri: str, work
     import ray
 
     from sweeper import search
+    from sweeper.desk import Desk
     from sweeper.lane import lanes
     from sweeper.ledger import Cost
     from sweeper.space import Space
     from sweeper.study import Study
 
     book = Study(work / "journal.log", config.search, Space(config.trial), seed=0)
-    events: list[Message] = []
+    desk = Desk(book, config.search, lambda trial, seconds: Cost(train=seconds), 0.0)
     hooks = search.Hooks(
-        make_job=lambda trial: Job(**{**vars(job), "config": trial.model_dump(mode="json")}),
-        cost=lambda trial, seconds: Cost(train=seconds),
-        shared_seconds=0.0,
-        on_event=lambda event: None,
+        lambda trial: Job(**{**vars(job), "config": trial.model_dump(mode="json")}), lambda event: None
     )
     begun = time.perf_counter()
     with lanes(plan, store_uri, work, watch) as pool:
-        search.run(book, pool, config.search, CONFIG["trial"]["train"]["epochs"], hooks, work)
-        events += ray.get(pool.mailbox.events_since.remote(0))
+        search.run(desk, pool, CONFIG["trial"]["train"]["epochs"], hooks, work, work / "rungs.jsonl")
+        events = ray.get(pool.mailbox.events_since.remote(0))
     return Side(spans(events), time.perf_counter() - begun, plan.num_lanes)
 
 
@@ -152,8 +156,8 @@ def train_alone(settings: dict[str, Any]) -> None:
         data,
         seed=job.seed,
         device=get_device(),
-        report=lambda done: bool(ray.get(watch.report.remote("", name, asdict(done)))),
-        slot=MailboxSlot(watch, name),
+        report=lambda done: bool(ray.get(watch.goes_on.remote(name, asdict(done)))),
+        slot=MailboxSlot(watch, name, job.identity, 1),
         keep_model=False,
     )
     report_to_ray({"accuracy": outcome.accuracy_val, "epoch": outcome.epochs})
@@ -224,12 +228,8 @@ def prepare(trials: int, folder: Path) -> tuple[SweepConfig, str, Job]:
     space = Space(config.trial)
     images = ingest.build(store, make_plan(config, space, index, store).images, dataset, index)
     trial = TrialConfig.model_validate(next(iter(space.corners()))).resolved()
-    refs = DataRefs(images=images.key)
-    return (
-        config,
-        store.uri,
-        Job(config=trial.model_dump(mode="json"), refs=refs, views=config.views, view_seed=0, seed=0),
-    )
+    settings, refs = trial.model_dump(mode="json"), DataRefs(images=images.key)
+    return config, store.uri, Job(config=settings, refs=refs, views=config.views, view_seed=0, seed=0)
 
 
 def quiet() -> None:

@@ -10,6 +10,7 @@ import ray
 
 from sweeper import adapt, ingest, synthesize, targets
 from sweeper.errors import RunFailed
+from sweeper.lease import Leases, Tell, Times, hold, untold
 from sweeper.plan import Artifact, Plan
 from sweeper.store import Record, Store
 
@@ -23,31 +24,45 @@ class Counter(Protocol):
 StageView = Callable[[str, int, str], AbstractContextManager[Counter]]  # name, total, unit
 
 
-def build(plan: Plan, store: Store, stage: StageView) -> dict[str, Record]:
+def build(
+    plan: Plan, store: Store, stage: StageView, tell: Tell = untold, times: Times | None = None
+) -> dict[str, Record]:
     """Build everything that is missing, in order, and return the records of all artifacts by key.
+
+    What another driver is building is waited for, and what one left unfinished is gone on with.
 
     Args:
         stage: opens the progress bar of a stage.
+        tell: a line for the user: for whom this driver waits, and what it need not do again.
+        times: how soon a driver that gives no sign of life counts as dead.
     """
     gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
-    missing = plan.missing(store)
     by_kind: dict[str, list[Artifact]] = {}
-    for item in missing:
+    for item in plan.missing(store):
         by_kind.setdefault(item.kind, []).append(item)
+
+    def held(items: list[Artifact]) -> AbstractContextManager[Leases]:
+        return hold(store, {item.key: f"{item.kind} {item.name!r}" for item in items}, tell, times)
+
     pools = {item.key: name for name, item in plan.pools.items()}
     for item in by_kind.get("images", ()):
         name = pools.get(item.key)
         dataset = plan.config.dataset if name is None else plan.config.pools[name]
         index = plan.index if name is None else plan.pool_indexes[name]
-        with stage("images" if name is None else f"images ({name})", item.units, "images") as counter:
-            ingest.build(store, item, dataset, index, progress=counter.advance)
-    if by_kind.get("adapt"):
-        _adapt(plan, store, by_kind["adapt"], gpus, stage)
+        with held([item]) as leases:
+            if leases.keys:
+                with stage("images" if name is None else f"images ({name})", item.units, "images") as counter:
+                    ingest.build(store, item, dataset, index, progress=counter.advance)
+    with held(by_kind.get("adapt", [])) as leases:
+        _adapt(plan, store, [item for item in by_kind.get("adapt", ()) if item.key in leases.keys], gpus, stage)
     for item in by_kind.get("synthetic", ()):
-        with stage(f"synthetic images ({item.name})", item.units, "images") as counter:
-            synthesize.build(store, item, plan.config.synthetic[item.name], gpus=gpus, progress=counter.advance)
-    if by_kind.get("targets"):
-        _targets(plan, store, {item.key for item in by_kind["targets"]}, gpus, stage)
+        with held([item]) as leases:
+            if leases.keys:
+                prefix, config = leases.prefix([item.key]), plan.config.synthetic[item.name]
+                with stage(f"synthetic images ({item.name})", item.units, "images") as counter:
+                    synthesize.build(store, item, config, prefix=prefix, gpus=gpus, progress=counter.advance, tell=tell)
+    with held(by_kind.get("targets", [])) as leases:
+        _targets(plan, store, leases, gpus, stage, tell)
     records = {item.key: store.get(item.key) for item in plan.artifacts()}
     absent = [item for item in plan.artifacts() if records[item.key] is None]
     if absent:
@@ -58,6 +73,8 @@ def build(plan: Plan, store: Store, stage: StageView) -> dict[str, Record]:
 
 def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: StageView) -> None:
     """One task a teacher, side by side where the cluster has room."""
+    if not items:
+        return
     task = ray.remote(num_cpus=1, num_gpus=gpus or None)(adapt.build)
     with stage("adapt", len(items), "teachers" if len(items) > 1 else "teacher") as counter:
         waiting = [
@@ -70,19 +87,20 @@ def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: 
             counter.advance()
 
 
-def _targets(plan: Plan, store: Store, missing: set[str], gpus: float, stage: StageView) -> None:
+def _targets(plan: Plan, store: Store, leases: Leases, gpus: float, stage: StageView, tell: Tell) -> None:
     """One pass for all teachers: image sets that lack the same teachers are read together."""
     passes: dict[tuple[tuple[str, tuple[str, ...]], ...], list[str]] = {}
     for images in dict.fromkeys(key for _, key in plan.targets):
         lacking = tuple(
             (teacher, tuple(item.spec["columns"]))
             for (teacher, key), item in plan.targets.items()
-            if key == images and item.key in missing
+            if key == images and item.key in leases.keys
         )
         if lacking:
             passes.setdefault(lacking, []).append(images)
     for wanted, image_sets in passes.items():
         teachers = [name for name, _ in wanted]
+        items = {(name, key): plan.targets[name, key] for name in teachers for key in image_sets}
         spec = targets.PassSpec(
             teachers=tuple(
                 targets.TeacherRef(name, plan.config.teachers[name], plan.adapt[name].key, columns)
@@ -91,9 +109,8 @@ def _targets(plan: Plan, store: Store, missing: set[str], gpus: float, stage: St
             views=plan.config.views,
             seed=plan.config.seed,
             class_names=plan.index.class_names,
-            prefixes={key: store.staging() for key in image_sets},
+            prefixes={key: leases.prefix([items[name, key].key for name in teachers]) for key in image_sets},
         )
-        items = {(name, key): plan.targets[name, key] for name in teachers for key in image_sets}
         rows = sum(plan.targets[teachers[0], key].units for key in image_sets)
         with stage(f"targets ({', '.join(teachers)})", rows, "views") as counter:
-            targets.build(store, items, spec, gpus=gpus, progress=counter.advance)
+            targets.build(store, items, spec, gpus=gpus, progress=counter.advance, tell=tell)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from sweeper import adapted, sources, views
+from sweeper.errors import RunFailed
 from sweeper.losses import COLUMNS
 from sweeper.registry import Settings
 from sweeper.sources import CachedTargets, LiveTeacher, Sight, TargetSource, TeacherBatch
@@ -113,7 +114,7 @@ class DataCache:
         self._classifiers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def table(self, key: str) -> pa.Table:
-        """The artifact's rows. Raises LookupError when the store no longer holds it."""
+        """The artifact's rows. Raises RunFailed when the store no longer holds it."""
         if key not in self._tables:
             record = self.record(key)
             if len(self._tables) >= self.capacity:
@@ -122,10 +123,10 @@ class DataCache:
         return self._tables[key]
 
     def record(self, key: str) -> Record:
-        """The artifact's record. Raises LookupError when the store no longer holds it."""
+        """The artifact's record. Raises RunFailed when the store no longer holds it."""
         record = self.store.get(key)
         if record is None:
-            raise LookupError(f"artifact {key[:12]} is not in {self.store.uri}; run again to build it")
+            raise RunFailed(f"artifact {key[:12]} is not in {self.store.uri}; run again to build it")
         return record
 
     def trial_data(
@@ -151,7 +152,7 @@ class DataCache:
             ids.append(part["sample_id"].to_pylist())
             left -= len(part)
         if left > 0:
-            raise LookupError(f"{left} of {refs.num_synthetic} synthetic images are missing from the store")
+            raise RunFailed(f"{left} of {refs.num_synthetic} synthetic images are missing from {self.store.uri}")
         splits = [image_split(part, size) for part in parts]
         keys_N = np.array([views.sample_key(s) for part in ids for s in part], dtype=np.uint64)
         class_names = tuple(record.meta["class_names"])
@@ -258,10 +259,10 @@ class BatchStream:
             index[here] = self._order(int(q))[positions[here] % len(self.train)]
         return index, number
 
-    def batch(self, start: int) -> Batch:
-        """The batch that begins at sample position `start`, this rank's share of it."""
-        index, number = self.indices(start)
-        index, number = index[self.rank :: self.num_ranks], number[self.rank :: self.num_ranks]
+    def batch(self, start: int, part: int = 0, parts: int = 1) -> Batch:
+        """The batch that begins at sample position `start`: this rank's share of it, and of that part `part`."""
+        own = slice(self.rank + part * self.num_ranks, None, self.num_ranks * parts)
+        index, number = (values[own] for values in self.indices(start))
         order = np.argsort(index >= self.data.num_real, kind="stable")
         index, number = index[order], number[order]
         index_B = torch.from_numpy(index).to(self.device)

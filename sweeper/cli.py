@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sweeper import __version__
-from sweeper.errors import SweeperError
+from sweeper.errors import users_error
 
 if TYPE_CHECKING:
     from sweeper.prepared import Options
@@ -23,11 +23,14 @@ class _Verbs(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except SweeperError as error:
-            _fail(str(error), error.exit_status)
         except KeyboardInterrupt:
             again = " ".join(sys.argv[1:])
             _fail(f"interrupted; everything finished is kept: `sweeper {again}` goes on from here", INTERRUPTED)
+        except Exception as error:
+            known = users_error(error)
+            if known is None:
+                raise
+            _fail(str(known), known.exit_status)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sweeper.domain import Domain, is_same, nearest
+from sweeper.domain import MAX_VALUES, Domain, is_same, nearest
 
 ABSENT = object()
 
@@ -63,12 +63,37 @@ def parents(leaf: Any, leaves: Mapping[str, Any]) -> list[str]:
     return [owner for name, _ in leaf.when if (owner := owner_of(name, leaves)) is not None]
 
 
+def with_ancestors(paths: Iterable[str], leaves: Mapping[str, Any]) -> set[str]:
+    """`paths` and all that their conditions name, and what the conditions of those name."""
+    found: set[str] = set()
+    stack = list(paths)
+    while stack:
+        if (path := stack.pop()) not in found:
+            found.add(path)
+            stack += parents(leaves[path], leaves)
+    return found
+
+
+def asked_of(paths: Iterable[str], leaves: Mapping[str, Any]) -> dict[str, Domain]:
+    """For each leaf that the conditions of `paths` name, all that they ask of it together, as one domain's `when`."""
+    asked: dict[str, Domain] = {}
+    for path in paths:
+        leaf = leaves[path]
+        for name, allowed in leaf.when if isinstance(leaf, Domain) else ():
+            if (owner := owner_of(name, leaves)) is not None:
+                before = asked[owner].when if owner in asked else ()
+                asked[owner] = Domain(kind="choice", when=(*before, (name, allowed)))
+    return asked
+
+
 def problems(leaves: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(path, sentence) for each condition on something that is unknown, continuous or never so."""
     for path, leaf in leaves.items():
         for name, allowed in leaf.when if isinstance(leaf, Domain) else ():
             owner = owner_of(name, leaves)
             below = [other for other in leaves if other.startswith(f"{name}.")]
+            if owner == path:
+                continue  # a circle, and said as such
             if owner is not None:
                 yield from ((path, problem) for problem in _never_so(name, allowed, leaves[owner], owner))
             elif below:
@@ -83,6 +108,9 @@ def _never_so(name: str, allowed: tuple[Any, ...], leaf: Any, owner: str) -> Ite
         return
     if isinstance(leaf, Domain) and leaf.is_continuous:
         yield f"`when` names {name!r}, which is {leaf.describe()}: a continuous range never has an exact value"
+        return
+    if isinstance(leaf, Domain) and leaf.num_values > MAX_VALUES:
+        yield f"`when` names {name!r}, which has {leaf.num_values:,} values, more than the {MAX_VALUES:,} allowed there"
         return
     rest = name[len(owner) + 1 :]
     options = leaf.options if isinstance(leaf, Domain) and leaf.kind == "choice" else (leaf,)

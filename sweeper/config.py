@@ -14,7 +14,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, mod
 
 from sweeper.registry import Settings
 from sweeper.sections import NonNegative, Positive, of_family
-from sweeper.trial import NO_POOL, NO_TEACHER
+from sweeper.trial import MAX_COUNT, NO_POOL, NO_TEACHER, Count
 from sweeper.views import ViewConfig
 
 TOGETHER = "+"
@@ -43,13 +43,13 @@ class SearchConfig(Settings):
     """
 
     objectives: dict[Objective, Direction] = Field(default_factory=lambda: dict(OBJECTIVES))
-    trials: Annotated[int, Field(ge=1)] | None = None
+    trials: Count | None = None
     gpu_hours: Positive | None = None
     wall_hours: Positive | None = None
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     min_gain: Annotated[float, Field(gt=0, lt=1)] | None = None
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "random"] = "tpe"
-    startup: Annotated[int, Field(ge=0)] = 10
+    startup: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 10
     points: list[dict[str, Any]] = Field(default_factory=list)
     warm_start: list[str] = Field(default_factory=list)
     front: Literal["anytime", "final"] = "anytime"
@@ -76,8 +76,8 @@ class FinalistConfig(Settings):
     The arms keep the best distilled finalist's student and recipe: without synthetic images, and without a teacher.
     """
 
-    count: Annotated[int, Field(ge=1)] = 6
-    seeds: Annotated[int, Field(ge=1)] = 3
+    count: Count = 6
+    seeds: Count = 3
     ablate: bool = True
 
 
@@ -85,15 +85,15 @@ class ResourceConfig(Settings):
     """What one lane holds. GPUs are asked for only where the cluster has any; never part of a run's identity."""
 
     gpus_per_trial: NonNegative = 1.0
-    workers_per_trial: Annotated[int, Field(ge=1)] = 1
-    cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    workers_per_trial: Count = 1
+    cpus_per_trial: Count = 1
 
 
 class SweepConfig(Settings):
     """The file. `trial` stays a tree of constants and domains; `space.Space` reads it."""
 
     name: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     dataset: DatasetConfig
     views: ViewConfig = ViewConfig()
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 The only module besides the command line that knows rich. A terminal gets live displays that leave one line behind when
 they end; a pipe gets plain lines without a control character, one at a stage's start and end and one a finished trial.
-Nothing that is printed is read as markup: class names, paths and messages of exceptions are not ours. Rows come as
+Nothing that is printed is read as markup: class names, paths and messages of exceptions are not ours; nor are secrets
+in them shown. Rows come as
 records (mappings with the column names of `results.COLUMNS`), so that this module stays below every other one.
 """
 
@@ -28,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper import tables
+from sweeper.redact import redacted
 from sweeper.tables import Record, TextTable, accuracy_text, cost_unit, duration, plain, significant
 from sweeper.tally import Tally
 
@@ -132,14 +134,14 @@ class Console:
     def message(self, text: str = "", style: str = "") -> None:
         """A line (or several) for the user; never wrapped, so that paths and commands can be copied."""
         if not self.quiet:
-            self._out.print(Text(plain(text), style=style), soft_wrap=True)
+            self._out.print(Text(plain(redacted(text)), style=style), soft_wrap=True)
 
     def header(self, lines: Sequence[str]) -> None:
         for number, line in enumerate(lines):
             self.message(line, style="" if number else "bold")
 
     def error(self, text: object) -> None:
-        self._err.print(Text.assemble(("error: ", "bold red"), plain(text)), soft_wrap=True)
+        self._err.print(Text.assemble(("error: ", "bold red"), plain(redacted(str(text)))), soft_wrap=True)
 
     def table(self, records: Sequence[Record]) -> None:
         """The Pareto table, under `quiet` too."""

@@ -16,7 +16,7 @@ from sweeper.config import TOGETHER, SweepConfig
 from sweeper.domain import Domain, is_same, nearest
 from sweeper.explain import Problem, model_at
 from sweeper.losses import ONLINE
-from sweeper.space import Space, set_path
+from sweeper.space import Space, TooManyCombinations, set_path
 from sweeper.trial import NO_EMBEDDING, NO_POOL, NO_TEACHER, Pretrain, embedding_kinds
 
 FINITE = {
@@ -35,6 +35,13 @@ def problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
         space: the `trial:` tree.
         tree: the whole file, whose other sections may be wrong as well.
     """
+    try:
+        yield from _problems(space, tree)
+    except TooManyCombinations as error:
+        yield Problem.of("trial", str(error), is_cross=True)
+
+
+def _problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
     unlisted = set()
     for path, why in FINITE.items():
         try:

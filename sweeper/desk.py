@@ -166,7 +166,9 @@ class Desk:
             "cost": asdict(cost),
             "pretrain_seconds": event.get("pretrain_seconds", 0.0),
             "params": event.get("params", 0),
+            "parts": event.get("parts", 1),
             "curve": curve,
+            "clock_seconds": self.clock() - self.began,
         }
         self.book.record(number, outcome)
         self.spent += seconds

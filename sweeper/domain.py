@@ -15,6 +15,7 @@ from typing import Any, Literal
 Kind = Literal["choice", "uniform", "loguniform", "randint", "quniform"]
 KINDS: tuple[Kind, ...] = ("choice", "uniform", "loguniform", "randint", "quniform")
 MAX_VALUES = 10_000
+MAX_NAME = 100  # difflib's time grows with the square
 
 
 def is_same(left: Any, right: Any) -> bool:
@@ -24,7 +25,7 @@ def is_same(left: Any, right: Any) -> bool:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest of `names`, or nothing where none is close."""
-    near = difflib.get_close_matches(name, list(names), n=1)
+    near = difflib.get_close_matches(name, list(names), n=1) if len(name) <= MAX_NAME else []
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -102,14 +103,20 @@ class Domain:
             return self.options
         if self.is_continuous:
             raise ValueError(f"{self.describe()} is a continuous range, where only finitely many values may stand")
-        step = self.q if self.kind == "quniform" else 1
-        count = round((self.high - self.low) / step) + (self.kind == "quniform")
-        if count > MAX_VALUES:
-            raise ValueError(f"{self.describe()} has {count} values, more than {MAX_VALUES}")
+        if self.num_values > MAX_VALUES:
+            raise ValueError(f"{self.describe()} has {self.num_values} values, more than {MAX_VALUES}")
         if self.kind == "randint":
             return tuple(range(int(self.low), int(self.high)))
         first = round(self.low / self.q)
-        return tuple(multiple(first + i, self.q) for i in range(count))
+        return tuple(multiple(first + i, self.q) for i in range(self.num_values))
+
+    @property
+    def num_values(self) -> int:
+        """How many values a domain has that is not continuous."""
+        if self.kind == "choice":
+            return len(self.options)
+        step = self.q if self.kind == "quniform" else 1
+        return round((self.high - self.low) / step) + (self.kind == "quniform")
 
     def snap(self, value: Any) -> Any:
         """A drawn value without rounding error (Optuna draws 0.30000000000000004), so that conditions on it hold."""

@@ -15,6 +15,10 @@ from typing import Any
 
 from sweeper.domain import KINDS, Domain, is_multiple, is_same, multiple, nearest
 
+MAX_OPTIONS = 1_000
+MAX_CONDITIONS = 50
+MAX_BOUND = 1e100  # beyond it, sums and products of bounds stop being finite
+MAX_STEPS = 2**53  # whole numbers beyond it have gaps
 _WANDB_KEYS = ("values", "value", "distribution", "min", "max")
 _WANDB_DISTRIBUTIONS = ("categorical", "constant", "int_uniform", "uniform", "q_uniform", "log_uniform_values")
 
@@ -64,11 +68,15 @@ def _conditions(given: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         raise ValueError(
             f"`when` needs a mapping from a path under trial to a value or a list of values; given {given!r}"
         )
+    if len(given) > MAX_CONDITIONS:
+        raise ValueError(f"`when` has {len(given)} conditions, more than {MAX_CONDITIONS}")
     conditions = []
     for path, allowed in given.items():
         values = tuple(allowed) if isinstance(allowed, list | tuple) else (allowed,)
         if not isinstance(path, str) or not values:
             raise ValueError(f"`when` needs a dotted path and at least one value; given {path!r}: {allowed!r}")
+        if len(values) > MAX_OPTIONS:
+            raise ValueError(f"`when` lists {len(values)} values of {path!r}, more than {MAX_OPTIONS}")
         conditions.append((path.removeprefix("trial."), values))
     return tuple(conditions)
 
@@ -82,6 +90,8 @@ def _number(value: Any, what: str) -> float:
             raise ValueError(f"{what} has to be a number; given {value!r}") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{what} has to be a finite number; given {value!r}")
+    if abs(value) > MAX_BOUND:
+        raise ValueError(f"{what} has to be between -{MAX_BOUND:g} and {MAX_BOUND:g}; given {value!r}")
     return value
 
 
@@ -89,6 +99,8 @@ def _whole(value: Any, what: str) -> int:
     number = _number(value, what)
     if number != int(number):
         raise ValueError(f"{what} has to be a whole number; given {value!r}")
+    if abs(number) > MAX_STEPS:
+        raise ValueError(f"{what} has to be between -2**53 and 2**53; given {value!r}")
     return int(number)
 
 
@@ -105,6 +117,8 @@ def _bounds(kind: str, arguments: Any, count: int = 2) -> list[float]:
 def _choice(options: Any) -> Domain:
     if not isinstance(options, list | tuple) or not options:
         raise ValueError(f"choice needs a list of at least one option; given {options!r}")
+    if len(options) > MAX_OPTIONS:
+        raise ValueError(f"choice lists {len(options)} options, more than {MAX_OPTIONS}")
     for position, option in enumerate(options):
         if any(is_same(option, earlier) for earlier in options[:position]):
             raise ValueError(f"choice lists {option!r} twice")
@@ -145,6 +159,8 @@ def _quniform(arguments: Any) -> Domain:
     low, high, q = _bounds("quniform", arguments, 3)
     if q <= 0:
         raise ValueError(f"quniform needs q > 0; given {arguments!r}")
+    if max(abs(low), abs(high)) / q > MAX_STEPS:
+        raise ValueError(f"quniform's q = {q:g} is too small a step for {low:g} to {high:g}")
     for bound in (low, high):
         if not is_multiple(bound, q):
             raise ValueError(

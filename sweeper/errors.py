@@ -5,13 +5,22 @@ The command line turns a `SweeperError` into its message and its `exit_status`, 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+from sweeper.redact import redacted
+
+# What the system refuses whatever sweeper does: no room, no right, a disk that fails.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
 
 
 class SweeperError(Exception):
-    """What was wrong, what was given, what is allowed and the next step, in one message."""
+    """What was wrong, what was given, what is allowed and the next step, in one message without secrets."""
 
     exit_status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class InputError(SweeperError):
@@ -34,3 +43,18 @@ class SpaceError(InputError):
 
 class RunFailed(SweeperError):
     """The input was right and the run still could not be finished; its state is kept."""
+
+
+def users_error(error: BaseException) -> SweeperError | None:
+    """What a user can act upon in an exception, out of the layers that others wrap around it; None: a defect."""
+    inner: BaseException | None = error
+    seen: set[int] = set()
+    while inner is not None and id(inner) not in seen:
+        if isinstance(inner, SweeperError):
+            return inner
+        seen.add(id(inner))
+        if type(inner).__module__ == "builtins" and isinstance(inner, OSError) and inner.errno in REFUSALS:
+            where = f"{inner.filename}: " if inner.filename else ""
+            return RunFailed(f"{where}{inner.strerror}; everything finished is kept: run again once that is mended")
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return None

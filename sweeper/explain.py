@@ -14,10 +14,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sweeper import registry
-from sweeper.conditions import ABSENT
+from sweeper.conditions import ABSENT, get_path
 from sweeper.domain import nearest
 from sweeper.domain_forms import parse_domain
 from sweeper.registry import Settings
+from sweeper.wording import one_line
 
 FAMILY_OF_FIELD = {
     "dataset": "datasets",
@@ -67,6 +68,7 @@ class Problem:
         is_cross: it is about several settings together and none alone.
         is_unknown_key: the last name of `path` is not a setting.
         value: what was given, to find its line among the options of a choice.
+        origin: where it stands, if that is known already.
     """
 
     path: str
@@ -75,10 +77,12 @@ class Problem:
     is_cross: bool = False
     is_unknown_key: bool = False
     value: Any = field(default=ABSENT, compare=False, repr=False)
+    origin: str = ""
 
     def line(self, origin: str) -> str:
         """As the user reads it."""
-        return f"{self.path}: {self.what} ({origin}{'; ' if self.hint else ''}{self.hint})"
+        hint = one_line(self.hint, 2_000)
+        return f"{one_line(self.path)}: {one_line(self.what)} ({origin}{'; ' if hint else ''}{hint})"
 
     @classmethod
     def of(cls, path: str, message: str, **rest: Any) -> Problem:
@@ -239,6 +243,8 @@ def _from_validator(
     name, colon, rest = message.partition(": ")
     if cls is not None and colon and name in cls.model_fields:
         return Problem.of(f"{path}.{name}".lstrip("."), rest, is_cross=True)
+    if cls is None and colon and get_path(tree, f"{path}.{name.partition('.')[0]}", ABSENT) is not ABSENT:
+        return Problem.of(f"{path}.{name}", rest)  # an entry of a section with names of the user's own
     return Problem.of(path, message, is_cross=cls is not None)
 
 

@@ -20,16 +20,6 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def mend_tail(path: Path) -> None:
-    """Cut a torn last line off a file that is appended to: the next line would be glued to it, and neither be read."""
-    if path.exists():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with path.open("r+b") as file:
-                file.truncate(whole)
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +27,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         write_synced(part, data)
         os.replace(part, path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         part.unlink(missing_ok=True)
-        raise

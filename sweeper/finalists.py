@@ -8,11 +8,9 @@ taught on a pool.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,11 +18,12 @@ import ray
 from sweeper import pareto
 from sweeper.config import Direction, Objective
 from sweeper.errors import RunFailed
-from sweeper.files import write_atomically
 from sweeper.fingerprint import fingerprint
-from sweeper.lane import Job, LanePool
+from sweeper.lane import LanePool
 from sweeper.racing import Race, Run, near_ties, spread
+from sweeper.retrainings import Outcomes
 from sweeper.trial import NO_TEACHER, LossSection, Pretrain, SyntheticUse, TrialConfig
+from sweeper.worker import Job
 
 
 @dataclass(frozen=True)
@@ -143,31 +142,6 @@ def _stem(config: TrialConfig, epochs: int) -> str:
 def job_name(config: TrialConfig, seed: int, epochs: int) -> str:
     """A retraining's name, also that of its files: equal trainings are done once."""
     return f"{_stem(config, epochs)}-seed{seed}"
-
-
-class Outcomes:
-    """Finished retrainings of a run on disk: one JSON file and one model folder each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        """The outcome of a retraining that has ended."""
-        path = self.folder / f"{name}.json"
-        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        return found
-
-    def put(self, name: str, outcome: Mapping[str, Any]) -> None:
-        """Write the model first and the outcome last: an outcome that is there is whole."""
-        for file, data in outcome.get("model", {}).items():
-            write_atomically(self.folder / name / file, data)
-        kept = {key: value for key, value in outcome.items() if key != "model"}
-        write_atomically(self.folder / f"{name}.json", json.dumps(kept, sort_keys=True).encode())
-
-    def model(self, name: str) -> dict[str, bytes]:
-        """The exported files of a retraining's student."""
-        paths = sorted((self.folder / name).iterdir())  # hidden ones are what a kill left half-written
-        return {path.name: path.read_bytes() for path in paths if not path.name.startswith(".")}
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 from sweeper import finalists, insight, report
 from sweeper.desk import candidates_of
-from sweeper.finalists import Candidate, Entry, Outcomes, Summary
+from sweeper.finalists import Candidate, Entry, Summary
 from sweeper.ledger import SECONDS_PER_HOUR, Charge, Cost, amortize, training_charges
 from sweeper.plan import Plan, artifact_uses, charges
 from sweeper.racing import Reached, front_probability, winners_curse
 from sweeper.results import RunFolder
+from sweeper.retrainings import Outcomes
 from sweeper.rows import FinalRow, Record, TrialRow, mean_and_std
 from sweeper.store import Record as Artifact
 from sweeper.study import Study
@@ -93,7 +94,7 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Artifact], book: 
             error=outcome["error"],
             config=trial.user_attrs["config"],
             on_front=trial.number in on_front,
-            extra=_pretrain_hours(finalists.pretrain_seconds(outcome)),
+            extra=_pretrain_hours(finalists.pretrain_seconds(outcome)) | _batch_parts(outcome),
             **_common(config, outcome["params"], device),
         )
         for trial, config, outcome, amortized in zip(trials, configs, outcomes, amortize(shared), strict=True)
@@ -120,6 +121,9 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Artifact], book: 
         f"{sum(row.state == 'failed' for row in rows)} failed)",
         report.WINNERS_CURSE: curse_text(finals),
     }
+    twice = [found for record in read for found in record.meta.get("duplicates", ())]
+    if twice:
+        facts["in two splits"] = ", ".join(f"{t['count']} of {t['splits'][1]} in {t['splits'][0]}" for t in twice)
     spent = math.fsum(charge.seconds for charge in charges(records.values()))
     reasons = insight.write(folder, book, num_classes=len(plan.index.class_names), shared_seconds=spent)
     facts |= {report.WHAT_MATTERED: reasons} if reasons else {}
@@ -212,6 +216,12 @@ def _final_row(
 def _pretrain_hours(seconds: float) -> dict[str, float]:
     """The column beside the contract's; these hours are part of `gpu_hours_train`."""
     return {"gpu_hours_pretrain": seconds / SECONDS_PER_HOUR}
+
+
+def _batch_parts(outcome: Mapping[str, Any]) -> dict[str, int]:
+    """The column of trials whose batches did not fit the device's memory, where there are any."""
+    parts = outcome.get("parts", 1)
+    return {"batch_parts": parts} if parts > 1 else {}
 
 
 def _search_charges(book: Study, device: str) -> list[Charge]:

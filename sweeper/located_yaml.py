@@ -2,7 +2,8 @@
 
 Scalars follow YAML 1.2's core schema and not PyYAML's 1.1: `1e-4` is a number, `no` and `on` are words, `1:30` is not
 90 and a date stays text. The tree is built from parser events, without a constructor that could make objects, and
-with bounds on size, depth and what aliases expand to.
+with bounds on size, depth, what aliases expand to and how long the paths get. What is wrong with one value is a
+`Fault`, collected beside the tree, so that a reader can say everything that is wrong with a file at once.
 """
 
 from __future__ import annotations
@@ -12,36 +13,57 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from sweeper.errors import InputError
+from sweeper.wording import one_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 40
 MAX_NODES = 100_000
+MAX_PATHS = 20_000_000  # characters of all dotted paths, which long keys deep in a file multiply
+MAX_INT_DIGITS = 40
+INT_RANGE = (-(2**63), 2**64 - 1)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_INT = re.compile(r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
+_DIGITS = r"[0-9]+(_[0-9]+)*"
+_INT = re.compile(rf"[-+]?{_DIGITS}|0x[0-9a-fA-F]+|0o[0-7]+")
+_FLOAT = re.compile(rf"[-+]?(\.[0-9]+|{_DIGITS}(\.({_DIGITS})?)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     word: value for value in (True, False) for word in (str(value), str(value).lower(), str(value).upper())
 }
 
 
+class Fault(NamedTuple):
+    """One value that cannot be taken as it stands: its dotted path, `file:line`, and what is wrong with it."""
+
+    path: str
+    origin: str
+    message: str
+
+    def __str__(self) -> str:
+        return one_line(f"{self.path}: {self.message}") + f" ({self.origin})"
+
+
 class Document:
     """A file's `tree` with `overrides` applied and, through `origin`, where each dotted path of it was written.
 
+    `faults` are the values that cannot be taken: not finite, beyond 64 bits, tagged, of a key given twice or that is no
+    text, an alias of nothing. The tree holds their text in their place, or nothing.
+
     Raises:
-        InputError: no such file, not a file, too large, not UTF-8, not YAML, not a mapping, duplicate keys.
+        InputError: no such file, not a file, too large, not UTF-8, not YAML, not a mapping.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+        self.path = one_line(str(path))
         self.overrides: list[str] = []
         self._origins: dict[str, str] = {}
-        tree = _Builder(_read_text(self.path), self.path, self._origins).build()
+        builder = _Builder(_read_text(str(path)), self.path, self._origins)
+        tree = builder.build()
+        self.faults: tuple[Fault, ...] = tuple(builder.faults)
         if tree is None:
             raise InputError(f"{self.path}: the file is empty; search_spaces/ has examples")
         if not isinstance(tree, dict):
@@ -64,20 +86,23 @@ class Document:
         Raises:
             InputError: not an assignment, or the path leads through a value.
         """
-        name = f"--set {assignment}"
+        name = one_line(f"--set {assignment}", 200)
         dotted, equals, text = assignment.partition("=")
         dotted = dotted.strip()
         keys = dotted.split(".")
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             raise InputError(f"{name}: needs the form a.b=value")
-        value = _Builder(text, name, {}).build()
+        value = (builder := _Builder(text, name, {})).build()
+        if builder.faults:
+            raise InputError("\n".join(f"{name}: {one_line(fault.message)}" for fault in builder.faults))
         self.overrides.append(name)
         node = self.tree
         for depth, key in enumerate(keys[:-1]):
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 above = ".".join(keys[: depth + 1])
-                raise InputError(f"{name}: {above} is {node!r} ({self.origin(above)}), which has nothing below it")
+                found = f"{one_line(repr(node), 80)} ({self.origin(above)})"
+                raise InputError(f"{name}: {above} is {found}, which has nothing below it")
         node[keys[-1]] = value
         for known in [path for path in self._origins if path.startswith(f"{dotted}.")]:
             del self._origins[known]
@@ -87,24 +112,25 @@ class Document:
 
 
 def _read_text(path: str) -> str:
+    name = one_line(path)
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         beside = Path(path).parent
-        near = sorted(str(found) for found in beside.glob("*.yaml"))[:8] if beside.is_dir() else []
-        raise InputError(f"{path}: no such file" + (f" (there are: {', '.join(near)})" if near else "")) from None
+        near = sorted(one_line(str(found)) for found in beside.glob("*.yaml"))[:8] if beside.is_dir() else []
+        raise InputError(f"{name}: no such file" + (f" (there are: {', '.join(near)})" if near else "")) from None
     except IsADirectoryError:
-        raise InputError(f"{path}: this is a folder; give a space file in it") from None
+        raise InputError(f"{name}: this is a folder; give a space file in it") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path!r}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES:,} bytes; this is not a space file")
+        raise InputError(f"{name}: larger than {MAX_BYTES:,} bytes; this is not a space file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 text (byte {data[error.start]:#04x}); save it as UTF-8") from None
+        raise InputError(f"{name}:{line}: not UTF-8 text (byte {data[error.start]:#04x}); save it as UTF-8") from None
 
 
 def _kind(value: Any) -> str:
@@ -122,23 +148,20 @@ class _Builder:
     def __init__(self, text: str, source: str, origins: dict[str, str]) -> None:
         self.text, self.source, self.origins = text, source, origins
         self.anchors: dict[str, tuple[Any, int]] = {}
-        self.num_nodes = 0
-        self.duplicates: list[str] = []
+        self.faults: list[Fault] = []
+        self.num_nodes = self.num_path_characters = 0
+        self.section = ""  # the path that is read at the moment
 
     def build(self) -> Any:
-        events: Iterator[yaml.Event] | None = None
         try:
-            events = iter(yaml.parse(self.text, Loader=_LOADER))
-            value = self._document(events)
+            return self._document(iter(yaml.parse(self.text, Loader=_LOADER)))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            raise self._wrong(mark.line if mark else 0, self._syntax(error, mark.line if mark else 0)) from None
+            line = mark.line if mark else 0
+            raise self._fatal(line, self._syntax(error, line)) from None
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position)
-            raise self._wrong(line, f"the character {error.character!r} may not stand in YAML") from None
-        if self.duplicates:
-            raise InputError("\n".join(self.duplicates))
-        return value
+            raise self._fatal(line, f"the character {error.character!r} may not stand in YAML") from None
 
     def _document(self, events: Iterator[yaml.Event]) -> Any:
         value = None
@@ -148,38 +171,47 @@ class _Builder:
                 next(events)  # the document's end
                 after = next(events)
                 if isinstance(after, yaml.DocumentStartEvent):
-                    raise self._wrong(_line(after), "a second document (`---`) begins; only one is allowed")
+                    self.section = ""
+                    raise self._fatal(_line(after), "a second document (`---`) begins; only one is allowed")
         return value
 
-    def _wrong(self, line: int, message: str) -> InputError:
-        where = self.source if self.source.startswith("--set") else f"{self.source}:{line + 1}"
-        return InputError(f"{where}: {message}")
+    def _origin(self, line: int) -> str:
+        return self.source if self.source.startswith("--set") else f"{self.source}:{line + 1}"
+
+    def _fatal(self, line: int, message: str) -> InputError:
+        """Reading ends here; what was wrong before is said as well."""
+        where = f" (in {one_line(self.section, 200)})" if self.section else ""
+        return InputError("\n".join([*map(str, self.faults), f"{self._origin(line)}: {message}{where}"]))
+
+    def _fault(self, path: str, line: int, message: str) -> None:
+        self.faults.append(Fault(path, self._origin(line), message))
 
     def _syntax(self, error: yaml.MarkedYAMLError, line: int) -> str:
         lines = self.text.splitlines()
         shown = lines[line] if line < len(lines) else ""
         if "\t" in shown[: len(shown) - len(shown.lstrip())] or "\\t" in str(error.problem):
             return "a tab in the indentation; YAML takes spaces only"
-        return f"not valid YAML: {', '.join(filter(None, [error.problem, error.context]))}"
+        return one_line(f"not valid YAML: {', '.join(filter(None, [error.problem, error.context]))}")
 
     def _node(self, event: yaml.Event, events: Iterator[yaml.Event], path: str, depth: int) -> Any:
+        self.section = path
         line = _line(event)
         before = self.num_nodes
         self._count(1, line)
-        if depth > MAX_DEPTH:
-            raise self._wrong(line, f"nested deeper than {MAX_DEPTH} levels")
+        self._check_depth(depth, line)
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event, line)
+            return self._alias(event, path, depth, line)
         if getattr(event, "tag", None) not in (None, "!"):
-            raise self._wrong(line, f"the tag {event.tag} is not taken; write the plain value")  # type: ignore[attr-defined]
+            self._fault(path, line, f"the tag {event.tag} is not taken; write the plain value")  # type: ignore[attr-defined]
         value: Any
         if isinstance(event, yaml.ScalarEvent):
-            value = self._scalar(event, line)
+            value = self._scalar(event, path, line)
         elif isinstance(event, yaml.SequenceStartEvent):
             value = []
             while not isinstance(item := next(events), yaml.SequenceEndEvent):
-                self._write(f"{path}.{len(value)}", item)
-                value.append(self._node(item, events, f"{path}.{len(value)}", depth + 1))
+                below = _below(path, len(value))
+                self._write(below, item)
+                value.append(self._node(item, events, below, depth + 1))
         else:
             value = self._mapping(events, path, depth)
         if getattr(event, "anchor", None):
@@ -193,54 +225,76 @@ class _Builder:
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             line = _line(event)
             key = self._node(event, events, path, depth + 1)
+            below = _below(path, key)
             if not isinstance(key, str):
-                raise self._wrong(line, f"the key {key!r} has to be text; write it in quotes")
-            below = f"{path}.{key}" if path else key
+                self._fault(below, line, f"the key {key!r} has to be text; write it in quotes")
             self._write(below, event)
             value = self._node(next(events), events, below, depth + 1)
             if key == "<<":
-                merged = {**self._merge(value, line), **merged}
-                self.origins.update({f"{path}.{name}".lstrip("."): f"{self.source}:{line + 1}" for name in merged})
-                continue
-            if key in mapping:
-                self.duplicates.append(f"{below}: given twice ({self.source}:{lines[key]} and {line + 1}); keep one")
-            mapping[key] = value
-            lines.setdefault(key, line + 1)
+                merged = {**self._merge(value, below, line), **merged}
+                self.origins.update({_below(path, name): f"{self.source}:{line + 1}" for name in merged})
+            elif isinstance(key, str):
+                if key in mapping:
+                    self._fault(below, line, f"given twice, first in line {lines[key]}; keep one")
+                mapping[key] = value
+                lines.setdefault(key, line + 1)
         return {**merged, **mapping}
 
-    def _merge(self, value: Any, line: int) -> dict[str, Any]:
+    def _merge(self, value: Any, path: str, line: int) -> dict[str, Any]:
         parts = value if isinstance(value, list) else [value]
         if not all(isinstance(part, dict) for part in parts):
-            raise self._wrong(line, "`<<` merges a mapping or a list of mappings")
+            self._fault(path, line, "`<<` merges a mapping or a list of mappings")
+            return {}
         return {key: item for part in reversed(parts) for key, item in part.items()}
 
-    def _alias(self, event: yaml.AliasEvent, line: int) -> Any:
+    def _alias(self, event: yaml.AliasEvent, path: str, depth: int, line: int) -> Any:
         if event.anchor not in self.anchors:
-            raise self._wrong(line, f"*{event.anchor} refers to no earlier &{event.anchor}")
+            self._fault(path, line, f"*{event.anchor} refers to no earlier &{event.anchor}")
+            return None
         value, size = self.anchors[event.anchor]
         self._count(size, line)
+        self._check_depth(depth + _height(value), line)
         return copy.deepcopy(value)
+
+    def _check_depth(self, depth: int, line: int) -> None:
+        if depth > MAX_DEPTH:
+            raise self._fatal(line, f"nested deeper than {MAX_DEPTH} levels")
 
     def _count(self, nodes: int, line: int) -> None:
         self.num_nodes += nodes
         if self.num_nodes > MAX_NODES:
-            raise self._wrong(line, f"more than {MAX_NODES:,} values after expanding aliases; this is not a space file")
+            raise self._fatal(line, f"more than {MAX_NODES:,} values after expanding aliases; this is not a space file")
 
     def _write(self, path: str, event: yaml.Event) -> None:
-        self.origins[path.lstrip(".")] = f"{self.source}:{_line(event) + 1}"
+        self.num_path_characters += len(path)
+        if self.num_path_characters > MAX_PATHS:
+            raise self._fatal(_line(event), "the keys are too long; this is not a space file")
+        self.origins[path] = self._origin(_line(event))
 
-    def _scalar(self, event: yaml.ScalarEvent, line: int) -> Any:
+    def _scalar(self, event: yaml.ScalarEvent, path: str, line: int) -> Any:
+        """The value; text that is meant as a number and cannot be one stays text."""
         text = event.value
         if not event.implicit[0]:
             return text
         if text in _WORDS:
             return _WORDS[text]
-        if _NOT_FINITE.fullmatch(text):
-            raise self._wrong(line, f"{text} is not a finite number")
-        if _INT.fullmatch(text) and len(text) < 300:
-            return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-        if _FLOAT.fullmatch(text):
-            if not math.isfinite(number := float(text)):
-                raise self._wrong(line, f"{text} is not a finite number")
-            return number
+        if _INT.fullmatch(text):
+            base = 0 if text[:2] in ("0x", "0o") else 10
+            if len(text) <= MAX_INT_DIGITS and INT_RANGE[0] <= (whole := int(text, base)) <= INT_RANGE[1]:
+                return whole
+            self._fault(path, line, f"{one_line(text, 40)} is beyond 64 bits")
+        elif _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
+            self._fault(path, line, f"{one_line(text, 40)} is not a finite number")
+        elif _FLOAT.fullmatch(text):
+            return float(text)
         return text
+
+
+def _below(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _height(value: Any) -> int:
+    """Levels below a value."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max((1 + _height(child) for child in children), default=0)

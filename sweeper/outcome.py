@@ -32,6 +32,7 @@ class Outcome:
     train_seconds: float
     params: int
     pretrain_seconds: float = 0.0  # of `train_seconds`
+    parts: int = 1  # of each batch: more than one where the whole did not fit the device's memory
     # epoch, accuracy on validation, loss, train_seconds; compared without, since seconds never repeat
     curve: list[tuple[int, float, float, float]] = field(default_factory=list, compare=False)
     model: dict[str, bytes] = field(default_factory=dict)

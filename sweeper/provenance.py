@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sweeper.redact import redacted
+
 PACKAGES = ("sweeper", "ray", "torch", "torchvision", "timm", "diffusers", "optuna", "numpy", "pyarrow", "safetensors")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -34,9 +34,8 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def command_line(arguments: list[str]) -> str:
-    """The command as one would type it again; the program by its name, a URI's credentials left out."""
-    line = shlex.join([Path(arguments[0]).name, *arguments[1:]])
-    return _CREDENTIALS.sub("***@", line)
+    """The command as one would type it again; the program by its name, secrets left out."""
+    return redacted(shlex.join([Path(arguments[0]).name, *arguments[1:]]))
 
 
 def commit() -> str | None:

@@ -1,7 +1,8 @@
 """What the store writes down about an artifact, and its bytes: canonical JSON that closes with its own checksum.
 
 Reading accepts exactly the bytes that writing gives, so that no cut and no flipped bit passes, not even one that leaves
-the JSON's meaning alone. Unknown fields of a later version are ignored; the checksum covers them.
+the JSON's meaning alone. Unknown fields of a later version are ignored; the checksum covers them. The checksum is no
+signature: a record that somebody made up may still name no file outside the store.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +20,7 @@ from typing import Any
 from sweeper.fingerprint import canonical_json, fingerprint
 from sweeper.ledger import Charge
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _PACKAGES = ("sweeper", "ray", "torch", "timm", "diffusers", "pyarrow")
 
 
@@ -97,12 +100,27 @@ def decode(data: bytes, key: str) -> Record:
         intact = False
     if not intact:
         raise ValueError("is torn or was changed: its checksum does not match")
-    if body["key"] != key:
-        raise ValueError(f"is the record of {body['key']}")
-    body["files"] = tuple(FileEntry(**entry) for entry in body["files"])
-    body["charge"] = body["charge"] and Charge(**body["charge"])
-    body["dependencies"] = tuple(body["dependencies"])
-    return Record(**{field.name: body[field.name] for field in dataclasses.fields(Record)})
+    try:
+        if body["key"] != key:
+            raise ValueError(f"is the record of {body['key']}")
+        body["files"] = tuple(FileEntry(**entry) for entry in body["files"])
+        body["charge"] = body["charge"] and Charge(**body["charge"])
+        body["dependencies"] = tuple(body["dependencies"])
+        record = Record(**{field.name: body[field.name] for field in dataclasses.fields(Record)})
+        names = (record.prefix, *(entry.name for entry in record.files))
+        outside = [name for name in names if not stays_below(name)]
+        # a cache names its files by them
+        outside += [entry.sha256 for entry in record.files if not _SHA256.fullmatch(entry.sha256)]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"is not a record of this version: {error!r}") from error
+    if outside:
+        raise ValueError(f"names a file outside the store: {outside[0]!r}")
+    return record
+
+
+def stays_below(name: str) -> bool:
+    """Whether a name with forward slashes is that of something below the folder that it is relative to."""
+    return not {"\\", "\0"} & set(name) and not {"", ".", ".."} & set(name.split("/"))
 
 
 @cache

@@ -69,9 +69,9 @@ def html(contents: Contents) -> bytes:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = tables.plain
-    facts = {name: tables.plain(_fact(value)) for name, value in contents.facts.items()}
+    facts = {tables.plain(name): tables.plain(_fact(value)) for name, value in contents.facts.items()}
     page = environment.from_string(template).render(
-        title=contents.title,
+        title=tables.plain(contents.title),
         winners_curse=facts.pop(WINNERS_CURSE, ""),
         what_mattered=facts.pop(WHAT_MATTERED, ""),
         facts=facts,
@@ -82,9 +82,9 @@ def html(contents: Contents) -> bytes:
         states=", ".join(
             f"{count} {state}" for state, count in sorted(Counter(t["state"] for t in contents.trials).items())
         ),
-        space=yaml.safe_dump(contents.space, sort_keys=False, allow_unicode=True),
-        command=contents.environment.get("command", ""),
-        environment=json.dumps(contents.environment, indent=2, ensure_ascii=False, sort_keys=True),
+        space=tables.plain(yaml.safe_dump(contents.space, sort_keys=False, allow_unicode=True)),
+        command=tables.plain(contents.environment.get("command", "")),
+        environment=tables.plain(json.dumps(contents.environment, indent=2, ensure_ascii=False, sort_keys=True)),
         png=base64.b64encode(contents.png).decode("ascii"),
         importance=importance_shares(contents.importance),
         rungs=tables.rungs(contents.rungs) if contents.rungs else None,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sweeper import figures, provenance, report, tables
+from sweeper import arrow, figures, provenance, report, tables
+from sweeper.errors import InputError
 from sweeper.files import part_path, write_atomically, write_synced
 from sweeper.ledger import Charge
+from sweeper.record import stays_below
+from sweeper.redact import redacted
 from sweeper.rows import (
     CHARGE_TYPES,
     COLUMNS,
@@ -77,12 +81,16 @@ class RunFolder:
 
     def summary(self) -> Record:
         """One line of `sweeper ls`: name, run_id, state, trials, best_accuracy_val, changed (a date)."""
-        trials = self.read_trials()
+        state = "finished" if self.finished else "unfinished"
+        try:
+            trials = self.read_trials()
+        except InputError:  # one damaged folder does not hide the others
+            trials, state = [], "damaged"
         scores = [trial["accuracy_val"] for trial in trials if trial["accuracy_val"] is not None]
         return {
             "name": self.name,
             "run_id": self.run_id,
-            "state": "finished" if self.finished else "unfinished",
+            "state": state,
             "trials": len(trials),
             "best_accuracy_val": max(scores, default=None),
             "changed": datetime.fromtimestamp(self.changed, tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -103,8 +111,11 @@ class RunFolder:
         self._write("space.yaml", yaml.safe_dump(dict(space), sort_keys=False, allow_unicode=True).encode())
 
     def write_trials(self, rows: Sequence[TrialRow]) -> None:
-        records = [row.record() for row in rows]
-        stored = [{**r, "config": json.dumps(r["config"], sort_keys=True, ensure_ascii=False)} for r in records]
+        stored = []
+        for record in (row.record() for row in rows):
+            record["config"] = json.dumps(record["config"], sort_keys=True, ensure_ascii=False)
+            record["error"] = record["error"] and redacted(record["error"])
+            stored.append(record)
         self._write_table("trials.parquet", TRIAL_TYPES, stored)
 
     def write_curves(self, reports: Sequence[Mapping[str, Any]]) -> None:
@@ -143,7 +154,8 @@ class RunFolder:
 
     def write_environment(self, *, device: str, facts: Mapping[str, Any] | None = None) -> None:
         """environment.json; `facts` is what the report's head says of the run (dataset, classes, ...), by name."""
-        self._write("environment.json", to_json({**provenance.environment(device), "facts": dict(facts or {})}))
+        text = to_json({**provenance.environment(device), "facts": dict(facts or {})}).decode()
+        self._write("environment.json", redacted(text).encode())
 
     def write_report(self) -> None:
         """pareto.png and report.html, from the files that the run has written so far."""
@@ -152,7 +164,14 @@ class RunFolder:
         self._write("report.html", report.html(contents))
 
     def write_model(self, name: str, files: Mapping[str, bytes]) -> Path:
-        """models/<name>/ with exactly these files; an earlier one is replaced as a whole."""
+        """models/<name>/ with exactly these files; an earlier one is replaced as a whole.
+
+        Raises:
+            ValueError: a name that is more than that of a file or folder.
+        """
+        strange = [part for part in (name, *files) if not stays_below(part) or "/" in part]
+        if strange:
+            raise ValueError(f"{strange[0]!r} is not the name of a file")
         models = self.path / "models"
         models.mkdir(parents=True, exist_ok=True)
         staged, target = part_path(models, name), models / name
@@ -167,12 +186,15 @@ class RunFolder:
         return target
 
     def read_space(self) -> Record:
-        space: Record = yaml.safe_load((self.path / "space.yaml").read_text(encoding="utf-8"))
+        with _reading(self.path / "space.yaml") as path:
+            space: Record = yaml.safe_load(path.read_text(encoding="utf-8"))
         return space
 
     def read_trials(self) -> list[Record]:
         """Records as `TrialRow.record` makes them; what is missing is None."""
-        return [{**record, "config": json.loads(record["config"])} for record in self._read_table("trials.parquet")]
+        records = self._read_table("trials.parquet")
+        with _reading(self.path / "trials.parquet"):
+            return [{**record, "config": json.loads(record["config"])} for record in records]
 
     def read_curves(self) -> list[Record]:
         return self._read_table("curves.parquet")
@@ -196,7 +218,8 @@ class RunFolder:
         return self._read_table("rungs.parquet")
 
     def read_environment(self) -> Record:
-        environment: Record = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        with _reading(self.path / "environment.json") as path:
+            environment: Record = json.loads(path.read_text(encoding="utf-8"))
         return environment
 
     def contents(self) -> report.Contents:
@@ -222,8 +245,9 @@ class RunFolder:
         return replace(contents, progress_png=picture)
 
     def _read_table(self, name: str) -> list[Record]:
-        path = self.path / name
-        records: list[Record] = pq.read_table(path).to_pylist() if path.exists() else []
+        with _reading(self.path / name) as path:
+            # ParquetFile, since read_table takes a folder of that name too
+            records: list[Record] = arrow.plain(pq.ParquetFile(path).read()).to_pylist() if path.exists() else []
         return records
 
     def _write_table(self, name: str, types: Mapping[str, pa.DataType], records: Sequence[Mapping[str, Any]]) -> None:
@@ -244,6 +268,16 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Turns what the readers of file formats raise into the user's error: whatever lies in a folder is only data."""
+    try:
+        yield path
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, pa.ArrowException) as error:
+        what = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{path}: is damaged, or can not be read: {what}; move it out of the run's folder") from error
 
 
 def to_json(value: Any) -> bytes:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import spacefile, tables
 from sweeper.console import Console
-from sweeper.errors import InputError, SweeperError
+from sweeper.errors import InputError
 from sweeper.pairs import check_models
 from sweeper.plan import Plan
 from sweeper.prepared import Options, Prepared, header, prepare
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Record
+from sweeper.wording import one_line
 
 if TYPE_CHECKING:
     from sweeper.artifacts import Counter
@@ -41,17 +42,7 @@ def execute(space: SpaceFile, options: Options, console: Console) -> Prepared:
         refuse_dead(options.address)
     with _lock(folder.path):
         folder.write_space(spacefile.resolved(space.config))
-        try:
-            _execute(prepared, options, console)
-        except SweeperError:
-            raise
-        except Exception as error:
-            from sweeper.session import users_error
-
-            known = users_error(error)
-            if known is None:
-                raise
-            raise known from error
+        _execute(prepared, options, console)
     show(folder, console, fresh=True)
     return prepared
 
@@ -78,7 +69,7 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
     with ExitStack() as stack:
         with console.stage("start" if options.address is None else f"join the cluster at {options.address}"):
             stack.enter_context(session(options.address, work / "ray.log"))
-        records = artifacts.build(plan, prepared.store, stage)
+        records = artifacts.build(plan, prepared.store, stage, console.message)
         _report(plan, records, console)
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)
         lanes = slots.plan_lanes(config.resources, ray.cluster_resources(), most)
@@ -91,19 +82,30 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
 
 
 def _report(plan: Plan, records: Mapping[str, Record], console: Console) -> None:
-    """Images that could not be read, and what the adapted teachers can do, before the search begins."""
+    """What is odd about the images, and what the adapted teachers can do, before the search begins."""
     for title, item in {"": plan.images, **{f" of pool {name}": pool for name, pool in plan.pools.items()}}.items():
-        unreadable = records[item.key].meta["unreadable"]
+        meta = records[item.key].meta
+        unreadable = [f"{one_line(lost['sample_id'])}: {lost['error']}" for lost in meta["unreadable"]]
         if unreadable:
             what = f"{len(unreadable)} of {item.units} images{title} could not be read and are left out:"
-            console.message(what, "yellow")
-            for lost in unreadable[:10]:
-                console.message(f"  {lost['sample_id']}: {lost['error']}")
-            if len(unreadable) > 10:
-                console.message("  and others, all listed in environment.json")
+            _listed(console, what, unreadable, len(unreadable), ", all listed in environment.json")
+        for found in meta.get("duplicates", ()):  # earlier artifacts have none
+            (one, other), count = found["splits"], found["count"]
+            what = f"images of {other} that are in {one}, too (by their pixels), and flatter its accuracy: {count}"
+            pairs = [f"{one_line(second)} is {one_line(first)}" for first, second in found["examples"]]
+            _listed(console, what, pairs, count, "; take them out of one of the two")
     for name, item in plan.adapt.items():
         meta = records[item.key].meta
         console.message(f"teacher {name}: {meta['accuracy_val']:.3f} on validation ({meta['adapt'].replace('_', ' ')})")
+
+
+def _listed(console: Console, title: str, lines: Sequence[str], count: int, rest: str) -> None:
+    """A warning with its first examples."""
+    console.message(title, "yellow")
+    for line in lines[:10]:
+        console.message(f"  {line}")
+    if count > 10:
+        console.message(f"  and others{rest}")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from scipy import stats
 
 from sweeper import pareto
 from sweeper.errors import RunFailed
-from sweeper.files import mend_tail
+from sweeper.journals import mend
 
 Spread = Literal["epsilon_net", "crowding"]
 Floats = NDArray[np.float64]
@@ -287,7 +287,7 @@ def _append(journal: Path, level: float, record: Record) -> None:
 
 def _read(journal: Path) -> Iterator[tuple[float, Record]]:
     """The journal's records."""
-    mend_tail(journal)
+    mend(journal)
     data = journal.read_bytes() if journal.exists() else b""
     for number, line in enumerate(data.splitlines(), start=1):
         try:

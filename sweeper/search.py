@@ -18,14 +18,17 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
 from sweeper import registry
 from sweeper.desk import Desk, told
-from sweeper.lane import Job, LanePool
+from sweeper.errors import RunFailed
+from sweeper.lane import LanePool
 from sweeper.occupancy import Occupancy
 from sweeper.schedulers import METRIC, MODE
 from sweeper.trial import TrialConfig
+from sweeper.worker import Job
 
 TRAINABLE_BYTES = 16 * 2**20  # a Tune trial only waits: it holds no CPU, so that lanes can have all of them
 
@@ -92,6 +95,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.jobs: dict[str, str] = {}  # of Tune's trials
         self.seen = 0
         self.ended = ""
+        self.failure: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, its job already in the mailbox."""
@@ -117,7 +121,19 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.drain()
 
     def drain(self) -> None:
-        """Read the mailbox's new events: pass them to the view, write finished jobs down, stop where a budget ends."""
+        """Read the mailbox's new events: pass them to the view, write finished jobs down, stop where a budget ends.
+
+        What goes wrong in it goes wrong each time from then on: Tune passes over an error while it ends a trial.
+        """
+        try:
+            if self.failure is None:
+                self._drain()
+        except Exception as error:
+            self.failure = error
+        if self.failure is not None:
+            raise self.failure
+
+    def _drain(self) -> None:
         events = ray.get(self.pool.mailbox.events_since.remote(self.seen))
         self.seen += len(events)
         for event in events:
@@ -127,6 +143,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 if event["type"] == "report":
                     event = {**event, "config": self.desk.open[name].config}
                     self.desk.report(name, event)
+                elif event.get("is_fatal"):  # the trial has no outcome, and is trained again by the next session
+                    raise RunFailed(event["error"])
                 elif event["type"] == "end":
                     event = {**event, **self.desk.end(name, event)}
             self.hooks.on_event(event)
@@ -147,7 +165,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Tune without its tables, its loggers' files, its signal handler and its advice."""
+    """Tune without its tables, its loggers' files, its signal handler and its advice.
+
+    What the searcher raises comes out as it is, and not as the text of a traceback that Tune makes of it.
+    """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
@@ -157,11 +178,15 @@ def _quiet_tune() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except TuneError as error:
+        raise (error.__context__ or error) from None
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def run(desk: Desk, pool: LanePool, epochs: int, hooks: Hooks, work: Path, journal: Path) -> Ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ import ray
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
-from sweeper.errors import InputError, SweeperError
+from sweeper.errors import InputError
 
 logger = logging.getLogger("sweeper.ray")
 
@@ -28,6 +29,7 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+CACHE_SETTINGS = ("SWEEPER_CACHE", "SWEEPER_CACHE_GB")  # of this shell, passed on to all nodes
 REACH_TIMEOUT_S = 10.0
 DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -106,30 +108,35 @@ def refuse_dead(address: str) -> None:
         raise InputError(f"--address {address}: nothing answers there ({error}); is the cluster up?") from error
 
 
+def keep_token_private() -> None:
+    """See to it that only this account can read the token of a Ray that is about to start here.
+
+    Ray asks for a token by itself and makes one where there is none, but in a file that every account of the machine
+    may read; a file that is there already keeps its mode. Without a home to write to the token lives in the
+    environment, for this process and those that it starts.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return
+    token = Path.home() / ".ray" / "auth_token"
+    try:
+        token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        token.touch(mode=0o600)
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 def _connect(address: str | None) -> None:
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
+            keep_token_private()
             ray.init(address="local", include_dashboard=False, **options)
         else:
-            ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
+            own = {name: os.environ[name] for name in CACHE_SETTINGS if name in os.environ}
+            ray.init(address=address, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, **own}}, **options)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         where = f"--address {address}" if address else "this machine"
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{where}: Ray could not be reached or started: {reason}") from error
     if threading.current_thread() is threading.main_thread():  # a plain `kill` ends a run as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def users_error(error: BaseException) -> SweeperError | None:
-    """The `SweeperError` that a remote task raised, out of the layers that Ray wraps around it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, SweeperError):
-            return error
-        seen.add(id(error))
-        inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None:
-            return None
-        error = inner
-    return None

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from sweeper import staged
 from sweeper.errors import SweeperError
 from sweeper.fingerprint import fingerprint
 from sweeper.store import Store
@@ -65,23 +66,30 @@ def _file_name(name_from: Sequence[Any]) -> str:
     return f"{fingerprint([str(x) for x in name_from])[:24]}.parquet"
 
 
-def write_rows(store: Store, prefix: str, table: pa.Table, name_from: Sequence[Any]) -> None:
-    """Write rows as one parquet file below a staged prefix, named by what they are."""
+def write_rows(
+    store: Store, prefix: str, table: pa.Table, name_from: Sequence[Any], note: staged.Note | None = None
+) -> None:
+    """Write rows as one parquet file below a staged prefix, named by what they are.
+
+    Args:
+        note: what a build that takes the file over has to know besides its rows: what they cost.
+    """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(staged.with_note(table, note or {}), buffer, compression="zstd", write_page_checksum=True)
     store.write_bytes(prefix, _file_name(name_from), buffer.getvalue())
 
 
 def read_rows(store: Store, prefix: str, name_from: Sequence[Any]) -> pa.Table:
-    """Read back what `write_rows` wrote under that name."""
-    table: pa.Table = pq.read_table(store.path(f"{prefix}/{_file_name(name_from)}"), filesystem=store.filesystem)
+    """Read back what `write_rows` wrote under that name. Raises Spoilt where it is not there, whole."""
+    table = staged.read_whole(store, f"{prefix}/{_file_name(name_from)}")
+    if table is None:
+        raise staged.Spoilt(f"store: {store.uri}/{prefix} does not hold what was just written; run again")
     return table
 
 
 def written(store: Store, prefix: str, columns: Sequence[str]) -> pa.Table:
     """What lies below a staged prefix, to be checked before it is committed."""
-    table: pa.Table = pq.read_table(store.path(prefix), filesystem=store.filesystem, columns=list(columns))
-    return table
+    return staged.read(store, prefix, list(store.storage.files(prefix, deep=False)), columns)[0]
 
 
 class _TableWorker:
@@ -116,8 +124,10 @@ def run(rows: pa.Table, make: Callable[[], Worker], shape: Shape, progress: Prog
     Raises:
         SweeperError: as a worker raised it.
     """
+    if not len(rows):  # an earlier build had finished them all
+        return []
     quiet()
-    blocks = max(1, -(-len(rows) // shape.batch_size))
+    blocks = -(-len(rows) // shape.batch_size)
     source = ray.data.from_arrow([rows.slice(i * shape.batch_size, shape.batch_size) for i in range(blocks)])
     options: Mapping[str, Any] = {
         "batch_format": "pyarrow",

@@ -17,10 +17,13 @@ from sweeper import conditions
 from sweeper.conditions import ABSENT, get_path, is_active, set_path
 from sweeper.domain import Domain, is_same
 from sweeper.domain_forms import parse_domain
+from sweeper.errors import InputError
 
-__all__ = ["Domain", "InvalidSpace", "Space", "get_path", "nested", "parse_domain", "set_path"]
+__all__ = ["Domain", "InvalidSpace", "Space", "TooManyCombinations", "get_path", "nested", "parse_domain", "set_path"]
 
 MAX_COMBINATIONS = 10_000
+MAX_CORNERS = 10_000
+MAX_LEAVES = 300
 MAX_PAIRED = 50  # a `kind` has fewer options; two long lists side by side would make a million corners
 
 
@@ -30,6 +33,10 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in values.items():
         set_path(tree, path, value)
     return tree
+
+
+class TooManyCombinations(InputError, ValueError):
+    """Some leaves have more values together than can be gone through one by one."""
 
 
 class InvalidSpace(ValueError):
@@ -47,17 +54,22 @@ class Space:
 
     Raises:
         InvalidSpace: malformed domains, conditions on unknown paths or impossible values, conditions in a circle,
-            leaves that can never be active.
+            leaves that can never be active, choices side by side that make too many corners.
+        TooManyCombinations: more than `MAX_LEAVES`.
     """
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         self.leaves: dict[str, Any] = {}
         problems: list[tuple[str, str]] = []
         self._read(tree, "", problems)
+        if len(self.leaves) > MAX_LEAVES:
+            raise TooManyCombinations(f"has {len(self.leaves)} leaves, more than {MAX_LEAVES}")
         problems += conditions.problems(self.leaves)
         self._order, circles = conditions.decision_order(self.leaves)
         self._named = {name for leaf in self.domains.values() for name, _ in leaf.when}
         problems += circles
+        if not problems:
+            problems += self._too_many_corners()
         if not problems:
             problems += [
                 (path, "can never be active: its conditions contradict each other or those of what they name")
@@ -115,13 +127,16 @@ class Space:
             interior: let a continuous domain stand as one value inside its bounds instead of raising.
 
         Raises:
-            ValueError: a domain is continuous, or the combinations are more than `MAX_COMBINATIONS`.
+            ValueError: a domain is continuous.
+            TooManyCombinations: they are more than `MAX_COMBINATIONS`.
         """
         wanted = [leaf for path in paths for leaf in self._leaves_at(path)]
         seen: dict[str, dict[str, Any]] = {}
         for count, assignment in enumerate(self._assignments(wanted, interior=interior)):
             if count >= MAX_COMBINATIONS:
-                raise ValueError(f"{', '.join(paths)}: more than {MAX_COMBINATIONS} combinations")
+                raise TooManyCombinations(
+                    f"{', '.join(paths)}: more than {MAX_COMBINATIONS:,} combinations; shorten their choices"
+                )
             point = self._point(assignment)
             found = {path: value for path in paths if (value := get_path(point, path, ABSENT)) is not ABSENT}
             seen.setdefault(repr(found), found)
@@ -190,16 +205,14 @@ class Space:
     ) -> Iterator[dict[str, Any]]:
         """Every assignment of `targets` and of what their conditions reach; those in `must` have to be active.
 
-        `fixed` are values given beforehand; leaves in `must` without one stand as one value, whichever.
+        `fixed` are values given beforehand; leaves in `must` without one stand as one value, whichever. What a leaf
+        in `must` depends on has to be active as well, with a value that it asks for: nothing else is tried, so that
+        the search for one assignment has no dead end however many choices there are.
         """
-        needed: set[str] = set()
-        stack = list(targets)
-        while stack:
-            if (path := stack.pop()) not in needed:
-                needed.add(path)
-                stack += conditions.parents(self.leaves[path], self.leaves)
+        needed = conditions.with_ancestors(targets, self.leaves)
         order = [path for path in self._order if path in needed]
         given = dict(fixed or {})
+        asked = conditions.asked_of(conditions.with_ancestors(must, self.leaves), self.leaves)
 
         def values(path: str, leaf: Any) -> Sequence[Any]:
             if path in given:
@@ -213,6 +226,13 @@ class Space:
                 return leaf.representatives()
             return leaf.values()
 
+        allowed = {
+            path: [value for value in values(path, self.leaves[path]) if is_active(wanted, {path: value})]
+            for path, wanted in asked.items()
+        }
+        if not all(allowed.values()):
+            return
+
         def extend(position: int, chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if position == len(order):
                 yield dict(chosen)
@@ -223,7 +243,7 @@ class Space:
                 if path not in must:
                     yield from extend(position + 1, chosen)
                 return
-            for value in values(path, leaf):
+            for value in allowed[path] if path in allowed else values(path, leaf):
                 yield from extend(position + 1, {**chosen, path: value})
 
         yield from extend(0, {})
@@ -233,12 +253,30 @@ class Space:
         yield {}
         for path, domain in self.domains.items():
             yield from ({path: value} for value in ends[path])
-            section = path.rpartition(".")[0]
-            if not section or not 0 < len(domain.options) <= MAX_PAIRED:
-                continue
-            for other in ends:
-                if other != path and other.startswith(f"{section}.") and len(ends[other]) <= MAX_PAIRED:
-                    yield from ({path: value, other: end} for value in domain.options for end in ends[other])
+            for other in self._paired_with(path, ends):
+                yield from ({path: value, other: end} for value in domain.options for end in ends[other])
+
+    def _paired_with(self, path: str, ends: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Leaves beside and below a choice whose values meet each of its options."""
+        section = path.rpartition(".")[0]
+        if not section or not 0 < len(self.domains[path].options) <= MAX_PAIRED:
+            return []
+        return [
+            other
+            for other in ends
+            if other != path and other.startswith(f"{section}.") and len(ends[other]) <= MAX_PAIRED
+        ]
+
+    def _too_many_corners(self) -> Iterator[tuple[str, str]]:
+        """The leaf whose options, with those beside it, would take too long to try."""
+        ends = {path: domain.representatives() for path, domain in self.domains.items()}
+        total = 0
+        for path, domain in self.domains.items():
+            pairs = len(domain.options) * sum(len(ends[other]) for other in self._paired_with(path, ends))
+            total += len(ends[path]) + pairs
+            if total > MAX_CORNERS:
+                yield path, f"makes more than {MAX_CORNERS:,} corners of the space with the leaves beside it to check"
+                return
 
     def _point(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Nested, in the order of the file whatever the order of decision."""

@@ -7,6 +7,7 @@ conditional branch costs a second and not a night. Nothing is written and nothin
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,10 @@ from sweeper.domain_forms import parse_domain
 from sweeper.errors import InputError, SpaceError
 from sweeper.explain import Problem, booleans_as_numbers, explain, model_at
 from sweeper.located_yaml import Document
-from sweeper.space import InvalidSpace, Space, get_path
+from sweeper.space import InvalidSpace, Space, TooManyCombinations, get_path
 from sweeper.trial import TrialConfig
+
+MAX_LINES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SpaceFile:
         raise InputError("\n".join(wrong))
     space, problems = _read_space(document.tree)
     dropped = {problem.path for problem in problems}
+    faults = [Problem.of(fault.path, fault.message, origin=fault.origin) for fault in document.faults]
     config, more = _read_config(document.tree, space)
     if isinstance(document.tree.get("trial"), dict):
         more += [problem for problem in _corner_problems(space) if problem.path not in dropped]
@@ -65,9 +69,26 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SpaceFile:
         for number, tree in enumerate(config.search.points):
             wrong_here = points.flat(space, tree)[1]
             more += [Problem.of(f"search.points.{number}.{path}", message) for path, message in wrong_here]
-    if problems or more or config is None:
-        raise SpaceError(_lines(problems + more, document, space))
+    faults += [problem for problem in problems if problem.path == "trial"]
+    meant = {_meant(problem) for problem in more if problem.is_unknown_key}
+    found = faults + [problem for problem in problems + more if not _follows(problem, faults, meant)]
+    if found or config is None:
+        raise SpaceError(_lines(found, document, space))
     return SpaceFile(path=str(path), config=config, space=space, origin=document.origin)
+
+
+def _follows(problem: Problem, faults: Sequence[Problem], meant: set[str]) -> bool:
+    """What is above or below a value that could not be read, or missing because it is misspelt: no fault of its own."""
+    if problem.what == "is missing" and problem.path in meant:
+        return True
+    path = f"{problem.path}."
+    return any(path.startswith(f"{fault.path}.") or f"{fault.path}.".startswith(path) for fault in faults)
+
+
+def _meant(problem: Problem) -> str:
+    """The path that an unknown key was probably meant as; empty where no name is near."""
+    near = re.search(r"; did you mean '([^']+)'\?$", problem.what)
+    return f"{problem.path.rpartition('.')[0]}.{near[1]}".lstrip(".") if near else ""
 
 
 def resolved(config: SweepConfig) -> dict[str, Any]:
@@ -125,6 +146,8 @@ def _read_space(tree: Mapping[str, Any]) -> tuple[Space, list[Problem]]:
     while True:
         try:
             return Space(kept), problems
+        except TooManyCombinations as error:
+            return Space({}), [Problem.of("trial", str(error))]
         except InvalidSpace as error:
             for path, message in error.problems:
                 if first or "never be active" in message:  # the others follow from what was dropped
@@ -154,10 +177,17 @@ def _corner_problems(space: Space) -> Iterator[Problem]:
     """What is wrong in any branch, each problem once however many corners show it.
 
     A problem of several settings together is dropped where a continuous range stands at its very end: the end of
-    `ce: {uniform: [0, 1]}` is never drawn, and its middle is another corner.
+    `ce: {uniform: [0, 1]}` is never drawn, and its middle is another corner. A leaf or section that is no setting is
+    left out of the corners after the first that shows it, since each would say it again.
     """
     seen: set[Problem | str] = set()
+    unknown: set[str] = set()
     for point in space.corners():
+        for path in unknown:
+            section, _, name = path.rpartition(".")
+            found = get_path(point, section) if section else point
+            if isinstance(found, dict):
+                found.pop(name, None)
         problems = list(booleans_as_numbers(TrialConfig, point))
         try:
             TrialConfig.model_validate(point)
@@ -167,6 +197,8 @@ def _corner_problems(space: Space) -> Iterator[Problem]:
         for problem in problems:
             if problem.is_cross and at_end:
                 continue
+            if problem.is_unknown_key and owner_of(problem.path, space.leaves) in (None, problem.path):
+                unknown.add(problem.path)
             problem = _in_space(problem, space, point)
             key = problem.path if problem.is_unknown_key else problem
             if key not in seen:
@@ -185,7 +217,7 @@ def _is_at_an_end(space: Space, point: Mapping[str, Any]) -> bool:
 
 def _in_space(problem: Problem, space: Space, point: Mapping[str, Any]) -> Problem:
     """The problem of a point as one of the space: the full path, and a range in place of the end that was tried."""
-    what = problem.what
+    what = problem.what if "." in problem.path else problem.what.replace("setting of a space file", "setting of trial")
     owner = owner_of(problem.path, space.leaves)
     leaf = space.leaves[owner] if owner is not None else None
     if isinstance(leaf, Domain) and leaf.kind != "choice" and "; given " in what:
@@ -202,13 +234,14 @@ def _lines(problems: Sequence[Problem], document: Document, space: Space) -> lis
     """One line a problem, each once, in the order of the file; overrides come last."""
     placed: dict[str, tuple[int, int]] = {}
     for problem in problems:
-        origin = _origin(problem, document, space)
+        origin = problem.origin or _origin(problem, document, space)
         if origin in document.overrides:
             order = (1, document.overrides.index(origin))
         else:
             order = (0, int(origin.rpartition(":")[2]))
         placed.setdefault(problem.line(origin), order)
-    return sorted(placed, key=lambda line: placed[line])
+    lines = sorted(placed, key=lambda line: placed[line])
+    return lines if len(lines) <= MAX_LINES else [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES:,} more problems"]
 
 
 def _origin(problem: Problem, document: Document, space: Space) -> str:

@@ -1,88 +1,88 @@
 """Content-addressed artifacts in a folder or at `s3://bucket/prefix`.
 
     <uri>/data/<uuid>/...        files of one build, written in any order by any process; nobody reads them yet
+    <uri>/pending/<key>.json     who is building it and where its files lie so far (`lease.py`)
     <uri>/records/<key>.json     written last and at once: an artifact exists when its record does
 
 A record lists size and sha256 of its files and closes with a checksum of itself, so that whatever was torn, cut or
-changed is seen, and counts as absent. Several records may share the files of one pass.
+changed is seen, and counts as absent. Several records may share the files of one pass. No byte of an artifact is handed
+out before its file was hashed; those of a distant store are read from a cache on this machine (`shard_cache.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweeper import arrow
 from sweeper.errors import RunFailed
 from sweeper.fingerprint import canonical_json
+from sweeper.garbage import GRACE_S, Garbage, collect, is_staged
 from sweeper.ledger import Charge
 from sweeper.record import FileEntry, Finding, Record, decode, encode, versions
-from sweeper.storage import Storage
+from sweeper.redact import redacted
+from sweeper.shard_cache import ShardCache
+from sweeper.storage import Storage, sha256_of
 
 __all__ = ["GRACE_S", "Finding", "Garbage", "Record", "Store"]
 
-GRACE_S = 24 * 3600.0
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-@dataclass(frozen=True)
-class Garbage:
-    """What `gc` removes: a path relative to the store and its size."""
-
-    path: str
-    bytes: int
-
-
 class Store:
-    """Artifacts below one URI. Pickles as its URI alone; creates nothing until something is staged.
+    """Artifacts below one URI. Pickles as little more than that; creates nothing until something is staged.
 
     Every method raises InputError, with the URI, while the place was never reached, and RunFailed once it was.
+
+    Attributes:
+        storage: the files below the URI, whatever they are.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._storage = Storage(uri)
+    def __init__(self, uri: str, reached: bool = False) -> None:
+        self.storage = Storage(uri, reached)
 
     def __repr__(self) -> str:
-        return f"Store({self.uri!r})"
+        return f"Store({redacted(self.uri)!r})"
 
     @property
     def uri(self) -> str:
         """As given; a folder as its absolute path."""
-        return self._storage.uri
+        return self.storage.uri
 
     @property
     def filesystem(self) -> Any:
         """The `pyarrow.fs.FileSystem` that `path` belongs to."""
-        return self._storage.filesystem
+        return self.storage.filesystem
 
     def path(self, prefix: str) -> str:
         """Where a prefix or a file of the store lies on `filesystem`."""
-        return self._storage.path(prefix)
+        return self.storage.path(prefix)
 
     def staging(self) -> str:
         """A new, empty prefix to write files below, unreferenced until `commit`. InputError: cannot write here."""
         # A version 7 UUID (RFC 9562): its first 48 bits are the ms since 1970, so `gc` knows its age on any filesystem.
         number = time.time_ns() // 1_000_000 << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62
         prefix = f"data/{uuid.UUID(int=number | secrets.randbits(62))}"
-        self._storage.create_dir(prefix)
+        self.storage.create_dir(prefix)
         return prefix
 
     def write_bytes(self, prefix: str, name: str, data: bytes) -> None:
         """Write one file below a staged prefix; `name` may contain folders."""
         if not name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{name!r} is not a relative file name")
-        self._storage.write(f"{prefix}/{name}", data)
+        self.storage.write(f"{prefix}/{name}", data)
 
     def commit(
         self,
@@ -95,6 +95,7 @@ class Store:
         meta: Mapping[str, Any] | None = None,
         charge: Charge | None = None,
         dependencies: Sequence[str] = (),
+        files: Sequence[str] | None = None,
     ) -> Record:
         """Make the files below `prefix` the artifact `key`, and return its record as it now stands.
 
@@ -102,17 +103,26 @@ class Store:
         left to `discard` or `gc`. On S3 two commits in the same instant may both write; the record then is one of the
         two, whole, and both callers' files stay for the grace of `gc`.
 
+        Args:
+            files: those that belong to it, by their names below `prefix`; None: all.
+
         Raises:
             TypeError: spec or meta holds something without canonical JSON.
             ValueError: no file below `prefix`, or `key` cannot be a file name.
+            RunFailed: one of `files` is not there.
         """
         target, plain_spec, plain_meta = _record_path(key), _plain(spec), _plain(meta or {})
         existing = self.get(key)
         if existing is not None:
             return existing
-        present = self._storage.files(prefix, deep=True)
+        present = self.storage.files(prefix, deep=True)
         if not present:
             raise ValueError(f"{key}: nothing was written below {self.uri}/{prefix}")
+        if files is not None:
+            lost = sorted(set(files) - present.keys())
+            if lost:
+                raise RunFailed(f"store: {self.uri}/{prefix}/{lost[0]} was deleted before it was committed; run again")
+            present = {name: present[name] for name in sorted(files)}
         record = Record(
             key=key,
             kind=kind,
@@ -128,7 +138,7 @@ class Store:
             versions=versions(),
         )
         after = [f"{prefix}/{name}" for name in present]
-        self._storage.publish(target, encode(record), after, is_taken=lambda: self.get(key) is not None)
+        self.storage.publish(target, encode(record), after, is_taken=lambda: self.get(key) is not None)
         return self.get(key) or record
 
     def get(self, key: str) -> Record | None:
@@ -154,7 +164,7 @@ class Store:
         findings: list[Finding] = []
         for path, record in self._all_records():
             if isinstance(record, Record):
-                findings += record.findings(self._storage.files(record.prefix, deep))
+                findings += record.findings(self.storage.files(record.prefix, deep))
             elif record is not None:
                 findings.append(Finding(Path(path).stem, path, record))
         return findings
@@ -167,46 +177,49 @@ class Store:
 
         Raises:
             KeyError: there is no parquet file, or one lacks a column.
+            RunFailed: one is gone or was changed; the artifact is forgotten, so that the next run makes it anew.
         """
         chosen = list(record.columns) if columns is None and record.columns else columns
         stored = None if chosen is None else [record.columns.get(name, name) for name in chosen]
         names = sorted(entry.name for entry in record.files if entry.name.endswith(".parquet"))
         if not names:
             raise KeyError(f"{record.kind} {record.key} has no parquet file")
+        entries = {entry.name: entry for entry in record.files}
         tables = []
-        with self._storage.reporting():
-            for name in names:
-                with pq.ParquetFile(self.filesystem.open_input_file(self.path(f"{record.prefix}/{name}"))) as file:
-                    missing = sorted(set(stored or ()) - set(file.schema_arrow.names))
-                    if missing:
-                        raise KeyError(f"{record.kind} {record.key}: {name} has no column {', '.join(missing)}")
-                    table = file.read(columns=stored)
-                tables.append(table if stored is None else table.select(stored))
-            whole = pa.concat_tables(tables, promote_options="default")
+        for name in names:
+            with self._open(record, entries[name]) as source, pq.ParquetFile(source) as file:
+                missing = sorted(set(stored or ()) - set(file.schema_arrow.names))
+                if missing:
+                    raise KeyError(f"{record.kind} {record.key}: {name} has no column {', '.join(missing)}")
+                table = self._plain(file.read(columns=stored), name)
+            tables.append(table if stored is None else table.select(stored))
+        whole = pa.concat_tables(tables, promote_options="default")
         return whole if chosen is None else whole.rename_columns(list(chosen))
 
+    def _plain(self, table: pa.Table, name: str) -> pa.Table:
+        try:
+            return arrow.plain(table)
+        except pa.ArrowInvalid as error:
+            raise RunFailed(f"store: {self.uri}: {name}: {error}; it is not sweeper's: remove the artifact") from error
+
     def read_bytes(self, record: Record, name: str) -> bytes:
-        """One file, checked against its sha256. KeyError: the record has none such. RunFailed: it was changed."""
+        """One file. KeyError: the record has none such. RunFailed: as of `read_table`."""
         entry = {entry.name: entry for entry in record.files}[name]
-        data = self._storage.read(f"{record.prefix}/{name}")
-        if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise RunFailed(
-                f"store: {self.uri}/{record.prefix}/{name} is gone or was changed since it was made; "
-                "`sweeper store verify` lists all that is"
-            )
+        with self._open(record, entry) as file:
+            data: bytes = file.read()
         return data
 
     def remove(self, key: str) -> None:
         """Forget an artifact. Its files stay until `gc`, since other records may share them."""
-        self._storage.delete(_record_path(key))
+        self.storage.delete(_record_path(key))
 
     def discard(self, prefix: str) -> bool:
         """Delete the files below a staged prefix, unless a record refers to it. Returns whether they are gone."""
-        if not _is_staged(prefix):
+        if not is_staged(prefix):
             raise ValueError(f"{prefix!r} is not a prefix that `staging` gave")
         if any(record.prefix == prefix for record in self.records()):
             return False
-        self._storage.delete(prefix, folder=True)
+        self.storage.delete(prefix, folder=True)
         return True
 
     def gc(self, dry_run: bool = False, grace_s: float = GRACE_S) -> list[Garbage]:
@@ -215,34 +228,54 @@ class Store:
         Only names that sweeper gives are touched: whatever else lies in the same folder is not ours. `dry_run` deletes
         nothing.
         """
-        horizon_ns = time.time_ns() - int(grace_s * 1e9)
-        # Prefixes before records: one that is committed in between is then seen as referenced.
-        staged = [f"data/{info.base_name}" for info in self._storage.listing("data")]
-        referenced = {record.prefix for record in self.records()}
-        garbage = []
-        for prefix in filter(_is_staged, set(staged) - referenced):
-            files = [info for info in self._storage.listing(prefix, recursive=True) if info.is_file]
-            born_ns = (uuid.UUID(prefix.removeprefix("data/")).int >> 80) * 1_000_000
-            if max([born_ns, *(info.mtime_ns for info in files)]) <= horizon_ns:
-                garbage.append(Garbage(prefix, sum(info.size for info in files)))
-        for info in self._storage.listing("records"):  # of a writer that died just before its record was in place
-            if info.is_file and info.extension == "tmp" and info.mtime_ns <= horizon_ns:
-                garbage.append(Garbage(f"records/{info.base_name}", info.size))
+        garbage = collect(self.storage, self.records, grace_s)
         for item in [] if dry_run else garbage:
-            self._storage.delete(item.path, folder=_is_staged(item.path))
-        return sorted(garbage, key=lambda item: item.path)
+            self.storage.delete(item.path, folder=is_staged(item.path))
+        return garbage
+
+    def _open(self, record: Record, entry: FileEntry) -> Any:
+        """A file of an artifact as a `pyarrow.NativeFile`, its contents compared with their sha256."""
+        name = f"{record.prefix}/{entry.name}"
+        for _ in range(2):  # what went bad on the way here, or in the cache, is fetched once more
+            file = self.storage.attempt(partial(self._open_unchecked, name, entry))
+            if file is not None:
+                if sha256_of(file) == entry.sha256:
+                    file.seek(0)
+                    return file
+                file.close()
+            if not self.storage.is_local:
+                ShardCache.from_environment().forget(entry.sha256)
+        for other in list(self.records()):
+            if other.prefix == record.prefix and entry in other.files:
+                self.remove(other.key)
+        raise RunFailed(
+            f"store: {self.uri}/{name} is gone or was changed since it was made; run again to rebuild {record.kind} "
+            f"{record.key[:12]}, which is forgotten now (`sweeper store verify --deep` lists what else is damaged)"
+        )
+
+    def _open_unchecked(self, name: str, entry: FileEntry) -> Any:
+        """None where there is no such file."""
+        with suppress(FileNotFoundError):
+            if self.storage.is_local:
+                return pa.OSFile(self.path(name))
+            cache = ShardCache.from_environment()
+            path = cache.path(entry.sha256, entry.size, lambda file: self.storage.copy_to(name, file))
+            if path is not None:
+                return pa.OSFile(str(path))
+        data = None if self.storage.is_local else self.storage.read(name)  # evicted at once, or larger than the cache
+        return None if data is None else pa.BufferReader(data)
 
     def _is_complete(self, record: Record) -> bool:
-        return not list(record.findings(self._storage.files(record.prefix, deep=False)))
+        return not list(record.findings(self.storage.files(record.prefix, deep=False)))
 
     def _all_records(self) -> Iterator[tuple[str, Record | str | None]]:
-        infos = [info for info in self._storage.listing("records") if info.is_file and info.extension == "json"]
+        infos = [info for info in self.storage.listing("records") if info.is_file and info.extension == "json"]
         for path in sorted(f"records/{info.base_name}" for info in infos):
             yield path, self._read_record(path)
 
     def _read_record(self, path: str) -> Record | str | None:
         """The record, or what is wrong with it, or None where there is none."""
-        data = self._storage.read(path)
+        data = self.storage.read(path)
         try:
             return None if data is None else decode(data, Path(path).stem)
         except ValueError as error:
@@ -253,15 +286,6 @@ def _record_path(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} cannot be a key; allowed: letters, digits, '.', '_' and '-'")
     return f"records/{key}.json"
-
-
-def _is_staged(prefix: str) -> bool:
-    """Whether `staging` could have given this prefix."""
-    try:
-        number = uuid.UUID(prefix.removeprefix("data/"))
-    except ValueError:
-        return False
-    return prefix == f"data/{number}" and number.version == 7
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from sweeper.architecture import (
     read_config,
 )
 from sweeper.errors import InputError
+from sweeper.weights import WAY_OUT, safetensors_only
 
 if TYPE_CHECKING:
     from sweeper.trial import StudentConfig
@@ -132,7 +133,8 @@ def build(config: StudentConfig, num_classes: int, image_size: int, seed: int) -
         if timm.get_pretrained_cfg(architecture).fixed_input_size:
             model_args["img_size"] = image_size
         try:
-            model = timm.create_model(name, config.init == "pretrained", num_classes=num_classes, **model_args)
+            with safetensors_only(f"weights of {config.model!r}", WAY_OUT):
+                model = timm.create_model(name, config.init == "pretrained", num_classes=num_classes, **model_args)
         except Exception as error:  # timm, the hub and the model's constructor each raise types of their own
             raise InputError(
                 f"trial.student: timm cannot make {config.model!r} (init {config.init}, model_args {model_args}, "
@@ -192,7 +194,8 @@ def load(folder: str | Path) -> Student:
     config = read_config(folder)
     with quiet_timm() as timm, _seeded(0, config["architecture"]):
         try:
-            model = timm.create_model(f"{LOCAL_DIR}{folder}", pretrained=True)
+            with safetensors_only(str(folder), WAY_OUT):
+                model = timm.create_model(f"{LOCAL_DIR}{folder}", pretrained=True)
         except Exception as error:  # as in `build`
             raise InputError(f"{folder}: timm cannot load this student: {first_line(error)}") from error
     image_size = int(config["pretrained_cfg"]["input_size"][-1])

@@ -22,8 +22,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeper.config import SearchConfig
-from sweeper.files import mend_tail
 from sweeper.fingerprint import fingerprint
+from sweeper.journals import mend
 from sweeper.ledger import Cost
 from sweeper.points import Point, distinct
 from sweeper.proposals import DIRECTIONS, Proposals, tell
@@ -48,7 +48,7 @@ class Study:
     def __init__(
         self, journal: Path, config: SearchConfig, space: Space, seed: int, first: Sequence[Point] = ()
     ) -> None:
-        mend_tail(journal)
+        mend(journal)
         Path(f"{journal}.lock").unlink(missing_ok=True)  # left by a killed driver; the run's own lock is held
         self.config, self.space = config, space
         is_random = config.sampler == "random"
@@ -108,7 +108,7 @@ class Study:
 
         Args:
             outcome: state, error, epochs, num_epochs, accuracy_val, cost (`Cost` as a dict), pretrain_seconds (of
-                cost.train), params, curve.
+                cost.train), params, parts (of a batch), curve, clock_seconds (of the search so far).
         """
         self.storage.set_trial_user_attr(self.ids[number], "outcome", outcome)
         self._tell(number, outcome)
@@ -149,14 +149,8 @@ def spent_seconds(trials: Sequence[FrozenTrial]) -> float:
 
 
 def clock_seconds(trials: Sequence[FrozenTrial]) -> float:
-    """Seconds on the clock during which at least one of the trials ran: what earlier sessions of a run took."""
-    spans = sorted(
-        (t.datetime_start.timestamp(), t.datetime_complete.timestamp())
-        for t in trials
-        if t.datetime_start is not None and t.datetime_complete is not None
-    )
-    total, until = 0.0, -math.inf
-    for begin, end in spans:
-        total += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    return total
+    """Seconds on the clock until the last of the trials ended, of all sessions of a run together.
+
+    As `Desk` measured them: the dates in the journal come from a clock that may have been put forward or back.
+    """
+    return max((float(t.user_attrs["outcome"].get("clock_seconds", 0.0)) for t in trials), default=0.0)

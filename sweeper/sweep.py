@@ -11,13 +11,15 @@ from sweeper.batches import DataRefs, TeacherRefs
 from sweeper.console import Console, LaneView
 from sweeper.desk import Desk
 from sweeper.errors import RunFailed
-from sweeper.lane import Job, LanePool
+from sweeper.lane import LanePool
 from sweeper.ledger import Cost
 from sweeper.plan import Plan, artifact_uses
 from sweeper.prepared import Prepared
+from sweeper.retrainings import Outcomes
 from sweeper.store import Record
 from sweeper.study import Study
 from sweeper.trial import TrialConfig
+from sweeper.worker import Job
 
 
 def data_refs(plan: Plan, trial: TrialConfig) -> DataRefs:
@@ -113,7 +115,7 @@ class Sweep:
         if settings.ablate:
             entries += finalists.arms(candidates)
         seeds = [self.config.seed + 1 + i for i in range(settings.seeds)]
-        outcomes = finalists.Outcomes(self.prepared.folder.path / "finalists")
+        outcomes = Outcomes(self.prepared.folder.path / "finalists")
         total = len({finalists.job_name(e.config, seed, e.epochs) for e in entries for seed in seeds})
         with self.console.stage("finalists", total, "trainings" if total > 1 else "training") as counter:
 

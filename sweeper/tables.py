@@ -24,7 +24,9 @@ ON_FRONT = "on the front"
 LEAST_SHARE = 0.05  # of an importance that is worth a word
 FEW_TRIALS = 8  # over 7, chance alone gives a rank correlation above 0.57 one time in ten
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
+_FORMULA = ("=", "+", "-", "@")
 _LATEX = {
+    "[": "{[}",  # after the end of a row it would be the option of the line break
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -215,8 +217,8 @@ def _is_told(rung: Record) -> bool:
 def runs(records: Sequence[Record]) -> TextTable:
     """One line a run, from the records of `results.list_runs`."""
     rows = [
-        (r["name"], r["run_id"], r["state"], str(r["trials"]), accuracy_text(r["best_accuracy_val"]), r["changed"])
-        for r in records
+        tuple(map(plain, (r["name"], r["run_id"], r["state"], r["trials"], best, r["changed"])))
+        for r, best in ((r, accuracy_text(r["best_accuracy_val"])) for r in records)
     ]
     headers = ("name", "run", "state", "trials", "best val", "changed")
     return TextTable(headers=headers, rows=tuple(rows), right=frozenset({"run", "trials", "best val"}))
@@ -227,6 +229,9 @@ def _figure(name: str, value: object) -> str:
 
     Nine digits keep `gpu_hours` equal to the sum of its parts to 1e-9 of it, however small the run was.
     """
+    if isinstance(value, str):
+        text = plain(value)
+        return f"'{text}" if text.startswith(_FORMULA) else text
     if not isinstance(value, float):
         return "" if value is None else str(value)
     if not math.isfinite(value):
@@ -237,7 +242,10 @@ def _figure(name: str, value: object) -> str:
 
 
 def csv_text(columns: Sequence[str], records: Sequence[Record]) -> str:
-    """RFC 4180 but for the line ends, which are `\\n`; what is missing or not finite is empty."""
+    """RFC 4180 but for the line ends, which are `\\n`; what is missing or not finite is empty.
+
+    A name that a spreadsheet would compute (`=cmd()`) begins with an apostrophe; Parquet and JSON hold it as it is.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)

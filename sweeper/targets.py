@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,13 @@ import torch
 from sweeper import adapted, shards, views
 from sweeper.batches import image_split
 from sweeper.errors import RunFailed
+from sweeper.lease import Tell, untold
 from sweeper.ledger import Charge, DeviceTimer, device_name
 from sweeper.plan import Artifact
 from sweeper.registry import Settings
 from sweeper.shards import Progress, Shape, Summary, fixed_lists
 from sweeper.sources import view_targets
+from sweeper.staged import Note, Spoilt, Staged, devices, read_whole
 from sweeper.store import Record, Store
 from sweeper.views import ViewConfig
 
@@ -46,18 +49,26 @@ class TeacherRef:
 
 @dataclass(frozen=True)
 class PassSpec:
-    """What a worker of the pass needs besides its rows: which teachers, which views, and where rows go."""
+    """What a worker of the pass needs besides its rows: which teachers, which views, and where rows go.
+
+    `build` sets the last two, and a prefix of its own below each that it was given.
+    """
 
     teachers: tuple[TeacherRef, ...]
     views: ViewConfig
     seed: int
     class_names: tuple[str, ...]
     prefixes: Mapping[str, str]  # image-set key -> staged prefix
-    checked_share: float = 1.0  # rows of each batch that are compared with a live forward; `build` sets it
+    targets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # image-set key -> teacher -> artifact key
+    checked_share: float = 1.0  # rows of each batch that are compared with a live forward
 
 
 class TargetsWorker:
-    """Holds all teachers of a pass; writes the rows of a batch of images of one image set."""
+    """Holds all teachers of a pass; writes the rows of a batch of images of one image set.
+
+    A batch has the columns images (key of the image set), row (in that set) and file: empty, or the file of an earlier
+    build whose targets of this image are compared with a live forward, and not written again.
+    """
 
     def __init__(self, *, store: Store, spec: PassSpec) -> None:
         self.store, self.spec = store, spec
@@ -73,22 +84,30 @@ class TargetsWorker:
 
     def _rows_of(self, key: str) -> tuple[pa.Table, int]:
         if self._images[0] != key:
-            record = self.store.get(key)
-            if record is None:
-                raise RunFailed(f"images {key[:12]} are not in {self.store.uri}")
+            record = _images(self.store, key)
             self._images = (key, self.store.read_table(record), int(record.meta["image_size"]))
         return self._images[1], self._images[2]
 
     def __call__(self, rows: pa.Table) -> Summary:
-        summary: Summary = {"rows": 0, "device": device_name(self.device), "cosine": 1.0}
-        for key in rows["images"].unique().to_pylist():
-            wanted = rows.filter(np.array(rows["images"].to_pylist()) == key)
+        summary: Summary = {"rows": 0, "cosine": 1.0}
+        groups = list(zip(rows["images"].to_pylist(), rows["file"].to_pylist(), strict=True))
+        for key, file in dict.fromkeys(groups):
+            wanted = rows.filter(np.array([group == (key, file) for group in groups]))
             table, size = self._rows_of(key)
-            self._one_set(key, table.take(wanted["row"]), size, summary)
+            images = table.take(wanted["row"])
+            ids, images_BCHW = images["sample_id"].to_pylist(), image_split(images, size).images_BCHW
+            if file:
+                stored = read_whole(self.store, file)
+                if stored is None:
+                    raise RunFailed(f"store: {self.store.uri}/{file} was damaged since this run began; run again")
+            else:
+                stored = self._one_set(key, ids, images_BCHW)
+                summary["rows"] += len(stored)
+            summary["cosine"] = min(summary["cosine"], self._live_cosine(stored, ids, images_BCHW, whole=bool(file)))
         return summary
 
-    def _one_set(self, key: str, table: pa.Table, size: int, summary: Summary) -> None:
-        ids = table["sample_id"].to_pylist()
+    def _one_set(self, key: str, ids: Sequence[str], images_BCHW: torch.Tensor) -> pa.Table:
+        """Compute and write the rows of these images; returns them as they then lie in the store."""
         num_views = self.spec.views.per_image
         keys_N = np.array([views.sample_key(s) for s in ids], dtype=np.uint64)
         view_V = np.arange(num_views)
@@ -100,7 +119,7 @@ class TargetsWorker:
             "view": pa.array(np.tile(view_V, len(ids)), pa.int32()),
             "box": fixed_lists(boxes_R5, pa.float32()),
         }
-        images_BCHW = image_split(table, size).images_BCHW
+        seconds: dict[str, float] = {}
         owner_R = torch.arange(len(ids)).repeat_interleave(num_views)
         for ref in self.spec.teachers:
             name, teacher = ref.name, self.teachers[ref.name]
@@ -113,23 +132,26 @@ class TargetsWorker:
             for column in ref.columns:
                 joined = np.concatenate([values[column] for values in parts])
                 if not np.isfinite(joined).all():
-                    raise RunFailed(f"teacher {name!r}: {column} are not finite in fp16 on image set {key[:12]}")
+                    raise Spoilt(f"teacher {name!r}: {column} are not finite in fp16 on image set {key[:12]}")
                 columns[f"{name}.{column}"] = fixed_lists(joined, pa.float16())
-            summary[f"{key}/{name}"] = summary.get(f"{key}/{name}", 0.0) + timer.seconds
-        shards.write_rows(self.store, self.spec.prefixes[key], pa.table(columns), ids)
-        summary["cosine"] = min(summary["cosine"], self._live_cosine(key, ids, images_BCHW))
-        summary["rows"] += len(ids) * num_views
+            seconds[name] = timer.seconds
+        note = {"seconds": seconds, "device": device_name(self.device), "targets": dict(self.spec.targets.get(key, {}))}
+        shards.write_rows(self.store, self.spec.prefixes[key], pa.table(columns), ids, note)
+        return shards.read_rows(self.store, self.spec.prefixes[key], ids)
 
-    def _live_cosine(self, key: str, ids: Sequence[str], images_BCHW: torch.Tensor) -> float:
-        """The least cosine between rows of the file as it lies in the store and a live forward of the same views.
+    def _live_cosine(self, stored: pa.Table, ids: Sequence[str], images_BCHW: torch.Tensor, *, whole: bool) -> float:
+        """The least cosine between rows of a file as it lies in the store and a live forward of the same views.
 
-        Rows are drawn at random, enough for `CHECKED_ROWS` in the whole pass; boxes are drawn anew, not read.
+        Rows are drawn at random, enough for `CHECKED_ROWS` in the whole pass, or are all of these images; boxes are
+        drawn anew, not read.
         """
-        stored = shards.read_rows(self.store, self.spec.prefixes[key], ids)
         rng = np.random.Generator(np.random.Philox(key=[self.spec.seed, views.sample_key(ids[0])]))
-        chosen = np.sort(rng.permutation(len(stored))[: max(1, math.ceil(self.spec.checked_share * len(stored)))])
-        rows = stored.take(chosen)
         position = {sample_id: i for i, sample_id in enumerate(ids)}
+        if whole:
+            rows = stored.filter(np.array([sample_id in position for sample_id in stored["sample_id"].to_pylist()]))
+        else:
+            count = max(1, math.ceil(self.spec.checked_share * len(stored)))
+            rows = stored.take(np.sort(rng.permutation(len(stored))[:count]))
         owners = [position[s] for s in rows["sample_id"].to_pylist()]
         keys_B = np.array([views.sample_key(ids[i]) for i in owners], dtype=np.uint64)
         boxes_B5 = views.draw_views(self.spec.views, self.spec.seed, keys_B, rows["view"].to_numpy())
@@ -142,19 +164,20 @@ class TargetsWorker:
         return least
 
 
-def verify(store: Store, prefix: str, ids: Sequence[str], spec: PassSpec) -> None:
-    """Check row count and unique keys of what a pass wrote for one image set.
+def verify(files: Staged, ids: Sequence[str], spec: PassSpec) -> list[Note]:
+    """Check row count and unique keys of what there is for one image set; returns what each file cost.
 
     Raises:
-        RunFailed: rows are missing, or there twice.
+        Spoilt: rows are missing, or there twice.
     """
-    table = shards.written(store, prefix, ["sample_id", "view"])
+    table, notes = files.read(["sample_id", "view"])
     keys = set(zip(table["sample_id"].to_pylist(), table["view"].to_pylist(), strict=True))
-    expected = len(ids) * spec.views.per_image
-    if len(table) != expected or len(keys) != expected:
-        raise RunFailed(
-            f"targets: {len(keys)} of {expected} (sample, view) rows were written, {len(table)} rows in all"
+    wanted = {(sample_id, view) for sample_id in ids for view in range(spec.views.per_image)}
+    if len(table) != len(wanted) or keys != wanted:
+        raise Spoilt(
+            f"targets: {len(keys)} of {len(wanted)} (sample, view) rows were written, {len(table)} rows in all"
         )
+    return notes
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -169,69 +192,108 @@ def build(
     *,
     gpus: float = 0,
     progress: Progress | None = None,
+    tell: Tell = untold,
 ) -> list[Record]:
     """One pass over all image sets of `spec.prefixes` for all of its teachers; verified, then one record each.
 
+    Rows that an earlier build left below the prefixes are not computed again; some of them are checked as new ones are.
+
     Args:
         artifacts: what is to be committed, by (teacher, image-set key): all pairs of the pass.
+        tell: is told how many images an earlier build had finished.
 
     Raises:
-        RunFailed: rows are missing or there twice, or differ from what the teachers say live; nothing stays staged.
+        RunFailed: rows are missing or there twice, or differ from what the teachers say live, and nothing stays staged;
+            or the store failed, and all does.
     """
-    try:
-        done, ids = _checked_pass(store, spec, gpus, progress)
-        return [_commit(store, spec, item, pair, done, ids[pair[1]]) for pair, item in artifacts.items()]
-    except BaseException:
-        for prefix in spec.prefixes.values():
-            store.discard(prefix)
-        raise
-
-
-def _checked_pass(
-    store: Store, spec: PassSpec, gpus: float, progress: Progress | None
-) -> tuple[list[Summary], dict[str, list[str]]]:
-    """Run the pass and check what it wrote; returns the workers' summaries and the ids of each image set."""
-    ids: dict[str, list[str]] = {}
-    rows = []
-    for key in spec.prefixes:
-        record = store.get(key)
-        if record is None:
-            raise RunFailed(f"images {key[:12]} are not in {store.uri}; run again to build them")
-        columns = ["sample_id", "split"] if record.kind == "images" else ["sample_id"]
-        table = store.read_table(record, columns)
-        wanted = np.arange(len(table))
-        if record.kind == "images":
-            wanted = wanted[np.array(table["split"].to_pylist()) == "train"]
-        ids[key] = table["sample_id"].take(wanted).to_pylist()
-        rows.append(pa.table({"images": [key] * len(wanted), "row": wanted}))
-    whole = pa.concat_tables(rows)
-    spec = replace(spec, checked_share=min(1.0, CHECKED_ROWS / (len(whole) * spec.views.per_image)))
-    shape = Shape(BATCH_IMAGES, gpus=gpus, pool=shards.pool_size(len(whole), BATCH_IMAGES, gpus=gpus > 0))
-    done = shards.run(whole, partial(TargetsWorker, store=store, spec=spec), shape, progress)
+    keys = {
+        images: {name: artifacts[name, images].key for name, key in artifacts if key == images}
+        for _, images in artifacts
+    }
+    ids = {key: _ids(store, key) for key in spec.prefixes}
+    files: dict[str, Staged] = {}
     for key, prefix in spec.prefixes.items():
-        verify(store, prefix, ids[key], spec)
-    cosine = min(s["cosine"] for s in done)
-    if not cosine >= MIN_COSINE:
-        raise RunFailed(f"targets: cached rows differ from a live forward (cosine {cosine:.4f}, allowed: {MIN_COSINE})")
-    return done, ids
+        wanted = keys[key].items()  # an earlier build may have made others besides
+        fits = partial(lambda wanted, note: wanted <= note.get("targets", {}).items(), wanted)
+        files[key] = Staged(store, prefix, list(ids[key]), copies=spec.views.per_image, fits=fits)
+    spec = replace(spec, targets=keys, prefixes={key: one.own for key, one in files.items()})
+    for one in files.values():
+        one.report(progress, tell)
+    with ExitStack() as stack:
+        for one in files.values():
+            stack.enter_context(one.discarded_if_spoilt())
+        cosine = _run(store, spec, files, ids, gpus, progress)
+        notes = {key: verify(one, list(ids[key]), spec) for key, one in files.items()}
+        if not cosine >= MIN_COSINE:
+            raise Spoilt(
+                f"targets: cached rows differ from a live forward (cosine {cosine:.4f}, allowed: {MIN_COSINE})"
+            )
+        return [
+            _commit(files[key], item, name, len(ids[key]) * spec.views.per_image, notes[key], cosine)
+            for (name, key), item in artifacts.items()
+        ]
 
 
-def _commit(
-    store: Store, spec: PassSpec, item: Artifact, pair: tuple[str, str], done: Sequence[Summary], ids: Sequence[str]
-) -> Record:
+def _images(store: Store, key: str) -> Record:
+    record = store.get(key)
+    if record is None:
+        raise RunFailed(f"images {key[:12]} are not in {store.uri}; run again to build them")
+    return record
+
+
+def _ids(store: Store, key: str) -> dict[str, int]:
+    """Row by sample id of the images of a set that get targets."""
+    record = _images(store, key)
+    table = store.read_table(record, ["sample_id", "split"] if record.kind == "images" else ["sample_id"])
+    rows = np.arange(len(table))
+    if record.kind == "images":
+        rows = rows[np.array(table["split"].to_pylist()) == "train"]
+    return dict(zip(table["sample_id"].take(rows).to_pylist(), rows.tolist(), strict=True))
+
+
+def _run(
+    store: Store,
+    spec: PassSpec,
+    files: Mapping[str, Staged],
+    ids: Mapping[str, Mapping[str, int]],
+    gpus: float,
+    progress: Progress | None,
+) -> float:
+    """Compute the rows that are missing; returns the least cosine of all rows that were checked, old and new."""
+    new = [
+        (key, row, "")
+        for key, rows in ids.items()
+        for sample_id, row in rows.items()
+        if sample_id in files[key].missing
+    ]
+    old = [
+        (key, ids[key][sample_id], f"{one.prefix}/{name}")
+        for key, one in files.items()
+        for name, kept in one.kept.items()
+        for sample_id in kept
+    ]
+    every = max(1, len(old) * spec.views.per_image // CHECKED_ROWS)
+    images, rows, names = zip(*new, *old[::every], strict=True)
+    table = pa.table({"images": images, "row": rows, "file": names})
+    spec = replace(spec, checked_share=min(1.0, CHECKED_ROWS / (len(table) * spec.views.per_image)))
+    shape = Shape(BATCH_IMAGES, gpus=gpus, pool=shards.pool_size(len(table), BATCH_IMAGES, gpus=gpus > 0))
+    done = shards.run(table, partial(TargetsWorker, store=store, spec=spec), shape, progress)
+    return min(float(summary["cosine"]) for summary in done)
+
+
+def _commit(files: Staged, item: Artifact, teacher: str, rows: int, notes: Sequence[Note], cosine: float) -> Record:
     """One teacher's targets of one image set: its columns of the files that the pass shares."""
-    teacher, key = pair
-    seconds = sum(s.get(f"{key}/{teacher}") or 0.0 for s in done)
     names = {name: name for name in ("sample_id", "view", "box")}
     names |= {column: f"{teacher}.{column}" for column in item.spec["columns"]}
-    return store.commit(
+    seconds = math.fsum(note["seconds"][teacher] for note in notes)
+    charge = Charge(stage="targets", key=item.key, seconds=seconds, device=devices(notes), units=item.units)
+    return files.commit(
         item.key,
         "targets",
         dict(item.spec),
-        spec.prefixes[key],
         columns=names,
-        rows=len(ids) * spec.views.per_image,
-        meta={"cosine": min(s["cosine"] for s in done)},
-        charge=Charge(stage="targets", key=item.key, seconds=seconds, device=done[0]["device"], units=item.units),
+        rows=rows,
+        meta={"cosine": cosine},
+        charge=charge,
         dependencies=item.dependencies,
     )

@@ -7,11 +7,9 @@ very view that the student sees.
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +19,9 @@ from torch import nn
 from sweeper import student as students
 from sweeper.averaging import WeightAverage
 from sweeper.batches import BatchStream, ImageSplit, TrialData
-from sweeper.checkpoints import Checkpoints, Slot, state_of
+from sweeper.checkpoints import Checkpoints, Slot, load_moments, moments, packed, state_of
 from sweeper.evaluate import accuracy
+from sweeper.gradient import Gradient
 from sweeper.learning_rate import learning_rate_factor
 from sweeper.objective import Objective
 from sweeper.outcome import EpochReport, Outcome, TrialFailed
@@ -82,6 +81,7 @@ class Trainer:
         self.average = WeightAverage(student, recipe.ema).to(device) if recipe.ema else None
         self.objective = Objective(student, config, replace(data, source=self.stream.source)).to(device)
         self.model = world.wrap(self.objective) if world.wrap else self.objective
+        self.gradient = Gradient(self.model, self.stream, recipe.precision, can_halve=world.num_ranks == 1)
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
         per_epoch = recipe.epoch_size or len(data.train)
@@ -120,23 +120,16 @@ class Trainer:
         """One epoch of steps; raises TrialFailed when the loss is not finite."""
         recipe = self.config.train
         self.model.train()
-        autocast = (
-            torch.autocast(self.device.type, dtype=torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
-        )
         first = self.epoch * self.steps_per_epoch
         total = torch.zeros((), device=self.device)
         for step in range(first, first + self.steps_per_epoch):
             factor = learning_rate_factor(step, self.num_steps, recipe.warmup, recipe.schedule)
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.lr * factor
-            with autocast:
-                loss = self.model(self.stream.batch(step * recipe.batch_size), step / self.num_steps)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            total += self.gradient.of(step * recipe.batch_size, step / self.num_steps)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update(self.student)
-            total += loss.detach()
         self.objective.settle(self.result)
         self.epoch += 1
         self.last_loss = float(total) / self.steps_per_epoch
@@ -146,31 +139,30 @@ class Trainer:
 
     def state_bytes(self) -> bytes:
         """Everything that a restarted worker needs to go on exactly here."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.state_dict() if self.average is not None else None,
-                "epoch": self.epoch,
-                "seconds": self.seconds,
-                "pretrain_seconds": self.pretrain_seconds,
-                "is_first": self.is_first,
-                "loss": self.last_loss,
-                "accuracy": self.last_accuracy,
-                "curve": self.curve,
-                "rng": torch.get_rng_state(),
-                "cuda_rng": cuda,
-            },
-            buffer,
-        )
-        return buffer.getvalue()
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors: dict[str, dict[str, torch.Tensor]] = {
+            "objective": self.objective.state_dict(),
+            "optimizer": moments(self.optimizer),
+            "average": self.average.state_dict() if self.average is not None else {},
+            "generators": generators,
+        }
+        facts = {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "pretrain_seconds": self.pretrain_seconds,
+            "is_first": self.is_first,
+            "loss": self.last_loss,
+            "accuracy": self.last_accuracy,
+            "curve": self.curve,
+        }
+        return packed(tensors, facts)
 
     def load_state(self, saved: Mapping[str, Any]) -> None:
         """Take up the state that `state_bytes` gave and `state_of` read."""
         self.objective.load_state_dict(saved["objective"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        load_moments(self.optimizer, saved.get("optimizer", {}))  # none before the first step
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         self.epoch = saved["epoch"]
@@ -178,9 +170,9 @@ class Trainer:
         self.pretrain_seconds = saved["pretrain_seconds"]
         self.curve = [tuple(row) for row in saved["curve"]]
         self.last_loss, self.last_accuracy = saved["loss"], saved["accuracy"]
-        torch.set_rng_state(saved["rng"].cpu())
+        torch.set_rng_state(saved["generators"]["cpu"].cpu())
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), self.device)
+            torch.cuda.set_rng_state(saved["generators"]["cuda"].cpu(), self.device)
 
     def synchronised(self) -> float:
         """Seconds on the clock once the device has finished its queue."""
@@ -197,6 +189,21 @@ class Trainer:
             loss=self.last_loss,
             train_seconds=self.seconds,
             pretrain_seconds=self.pretrain_seconds,
+        )
+
+    def outcome(self, state: str, accuracy_test: float | None, model: dict[str, bytes]) -> Outcome:
+        """How the trial ended."""
+        return Outcome(
+            state=state,
+            epochs=self.epoch,
+            accuracy_val=self.last_accuracy,
+            accuracy_test=accuracy_test,
+            train_seconds=self.seconds,
+            params=self.student.num_parameters,
+            pretrain_seconds=self.pretrain_seconds,
+            parts=self.gradient.parts,
+            curve=self.curve,
+            model=model,
         )
 
 
@@ -249,17 +256,7 @@ def fit(
         checkpoints.after_epoch(trainer.epoch, last, trainer.state_bytes)
     test = accuracy(trainer.result, data.test.to(device)) if with_test and data.test is not None else None
     exported = students.export(trainer.result, data.class_names) if keep_model and world.rank == 0 else {}
-    return Outcome(
-        state=how,
-        epochs=trainer.epoch,
-        accuracy_val=trainer.last_accuracy,
-        accuracy_test=test,
-        train_seconds=trainer.seconds,
-        params=trainer.student.num_parameters,
-        pretrain_seconds=trainer.pretrain_seconds,
-        curve=trainer.curve,
-        model=exported,
-    )
+    return trainer.outcome(how, test, exported)
 
 
 def _pretrained(

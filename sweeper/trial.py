@@ -22,6 +22,8 @@ from sweeper.sections import NonNegative, Positive, Probability, of_kind
 NO_TEACHER = "none"
 NO_EMBEDDING = "none"
 NO_POOL = "none"
+MAX_COUNT = 10**9  # a typo beyond it would end in an overflow far from its cause
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 def _without_alias(value: Any) -> Any:
@@ -117,9 +119,9 @@ class TrainConfig(Settings):
     having, whenever the training ends (`search.front: anytime`).
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 40
-    epoch_size: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    epochs: Count = 40
+    epoch_size: Count | None = None
+    batch_size: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.01
     schedule: Schedule = "cosine"

@@ -111,6 +111,9 @@ class MemorySlot:
     def save(self, state: bytes) -> None:
         self.state = state
 
+    def is_urgent(self) -> bool:
+        return False
+
 
 def always(_: EpochReport) -> bool:
     return True

@@ -13,12 +13,12 @@ import yaml
 from sweeper import artifacts, spacefile
 from sweeper.config import SweepConfig
 from sweeper.datasets import digits
-from sweeper.lane import Job
 from sweeper.plan import Plan, make_plan
 from sweeper.space import Space
 from sweeper.store import Record, Store
 from sweeper.sweep import data_refs
 from sweeper.trial import TrialConfig
+from sweeper.worker import Job
 
 SIZE = 16
 SEED = 0

@@ -27,6 +27,7 @@ from sweeper import views
 from sweeper.adapt import resized
 from sweeper.adapted import CLASSIFIER_FILE
 from sweeper.batches import BatchStream, DataCache, DataRefs, TeacherRefs
+from sweeper.errors import RunFailed
 from sweeper.shards import fixed_lists
 from sweeper.store import Store
 from sweeper.teachers.timm import Config
@@ -248,13 +249,13 @@ def test_targets_with_a_missing_row_are_refused(store: Store, skip: int, twice: 
 
 
 def test_what_the_store_lacks_is_named(store: Store) -> None:
-    with pytest.raises(LookupError, match="artifact nowhere is not in"):
+    with pytest.raises(RunFailed, match="artifact nowhere is not in"):
         read(store, DataRefs(images="nowhere"))
     commit_images(store, COUNTS)
-    with pytest.raises(LookupError, match=r"artifact gone is not in .*; run again"):
+    with pytest.raises(RunFailed, match=r"artifact gone is not in .*; run again"):
         read(store, DataRefs(images="images", synthetic=("gone",), num_synthetic=1))
     commit_synthetic(store, "first", 0, 2)
-    with pytest.raises(LookupError, match="1 of 7 synthetic images are missing"):
+    with pytest.raises(RunFailed, match="1 of 7 synthetic images are missing"):
         read(store, DataRefs(images="images", synthetic=("first",), num_synthetic=7))
 
 
@@ -268,7 +269,7 @@ def test_the_cache_keeps_the_newest_tables(store: Store) -> None:
         store.remove(key)
     assert cache.table("c") is kept
     assert cache.table("b").equals(kept)
-    with pytest.raises(LookupError):
+    with pytest.raises(RunFailed):
         cache.table("a")
 
 

@@ -115,6 +115,21 @@ class TestBudgets:
         clock.now += 2
         assert desk.why_at_once == "1 hours on the clock"
 
+    @pytest.mark.parametrize("jump", [-1e6, 0.0, 1e6])
+    def test_the_clock_of_all_sessions_whatever_the_date_says(self, tmp_path: Path, jump: float) -> None:
+        clock = Clock()
+        first = desk_of(tmp_path, clock=clock, wall_hours=1)
+        clock.now += 3000
+        trained(first)
+        clock.now += jump
+        again = desk_of(tmp_path, clock=clock, wall_hours=1)
+        clock.now += 500
+        trained(again)
+        assert again.why_ended == ""
+        clock.now += 200
+        assert desk_of(tmp_path, clock=clock, wall_hours=1).why_ended == "", "nobody was there in these 200 s"
+        assert again.why_at_once == "1 hours on the clock"
+
     @pytest.mark.parametrize(("front", "running"), [("anytime", True), ("final", False)])
     def test_a_target(self, tmp_path: Path, front: str, running: bool) -> None:
         desk = desk_of(tmp_path, trials=99, target=0.9, front=front)

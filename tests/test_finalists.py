@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 import ray
 
-from sweeper import finalists
+from sweeper import retrainings
 from sweeper.batches import DataRefs
 from sweeper.config import OBJECTIVES
 from sweeper.errors import RunFailed
-from sweeper.finalists import Candidate, Entry, Outcomes, Raced, arms, job_name, on_front, select, summarise, train
-from sweeper.lane import Job, LanePool
+from sweeper.finalists import Candidate, Entry, Raced, arms, job_name, on_front, select, summarise, train
+from sweeper.lane import LanePool
+from sweeper.retrainings import Outcomes
 from sweeper.slots import LanePlan
 from sweeper.trial import TrialConfig
 from sweeper.views import ViewConfig
+from sweeper.worker import Job
 
 BOTH = dict(OBJECTIVES)
 EPOCHS = 40
@@ -250,9 +252,30 @@ class TestOutcomes:
         assert kept.model("one")["model.safetensors"] == bytes([2])
         assert kept.get("one") == {key: value for key, value in outcome(2).items() if key != "model"}
 
+    @pytest.mark.parametrize("file", ["one.json", "one/model.safetensors", "one/config.json"])
+    @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "pickle", "other"])
+    def test_what_was_damaged_is_to_be_done_again(self, tmp_path: Path, file: str, damage: str) -> None:
+        kept = Outcomes(tmp_path)
+        kept.put("one", outcome(1))
+        path = tmp_path / file
+        data = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        else:
+            wrong = {
+                "cut": data[:-1],
+                "flip": data[:-1] + bytes([data[-1] ^ 1]),
+                "pickle": b"\x80\x04.",
+                "other": b"[1]",
+            }
+            path.write_bytes(wrong[damage])
+        assert kept.get("one") is None
+        kept.put("one", outcome(1))
+        assert kept.get("one") is not None
+
     def test_are_whole_or_absent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Killed after any of its writes, a retraining is still to be done; the next one leaves no trace of it."""
-        write = finalists.write_atomically
+        write = retrainings.write_atomically
         for survivors in range(3):
             kept = Outcomes(tmp_path / str(survivors))
             left = iter(range(survivors))
@@ -265,7 +288,7 @@ class TestOutcomes:
                 write(path, data)
 
             with monkeypatch.context() as patch:
-                patch.setattr(finalists, "write_atomically", dies)
+                patch.setattr(retrainings, "write_atomically", dies)
                 with pytest.raises(KeyboardInterrupt):
                     kept.put("one", outcome(1))
             assert kept.get("one") is None

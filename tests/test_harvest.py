@@ -13,10 +13,10 @@ import pytest
 from samples import TRIAL_TREE, commit_artifact, dataset_index, space_of, sweep_config
 
 from sweeper import finalists, harvest
-from sweeper.finalists import Outcomes
 from sweeper.ledger import Charge, Cost
 from sweeper.plan import Plan, artifact_uses, make_plan
 from sweeper.results import COLUMNS, RunFolder
+from sweeper.retrainings import Outcomes
 from sweeper.store import Record, Store
 from sweeper.study import Study
 from sweeper.trial import TrialConfig
@@ -107,7 +107,9 @@ def finished(base: Path, **search: Any) -> Run:
     for item in plan.artifacts():
         seconds = SECONDS.get(item.kind)
         charge = seconds and Charge(stage=item.kind, key=item.key, seconds=seconds, device=DEVICE, units=item.units)  # type: ignore[arg-type]
-        meta = {"unreadable": [{"sample_id": "train/99", "error": "cut"}]} if item.kind == "images" else None
+        twice = [{"splits": ["train", "test"], "count": 2, "examples": [["train/1", "test/1"]]}]
+        lost = [{"sample_id": "train/99", "error": "cut"}]
+        meta = {"unreadable": lost, "duplicates": twice} if item.kind == "images" else None
         records[item.key] = commit_artifact(store, item, charge=charge or None, meta=meta)
     book = searched(base, plan, records)
     candidates = harvest.candidates(book)
@@ -279,6 +281,7 @@ def test_the_facts_say_what_it_was(run: Run) -> None:
         "images": "12 train, 6 val, 9 test",
         "classes": "red, green, blue",
         "unreadable": "train/99",
+        "in two splits": "2 of test in train",
         "trials": "8 (1 stopped early, 1 failed)",
     }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,12 @@ import pytest
 from PIL import Image
 
 from sweeper import ingest
+from sweeper.console import Console
 from sweeper.datasets import DatasetIndex, digits, image_folder
 from sweeper.errors import InputError, RunFailed
 from sweeper.ingest import ImageWorker, build, fit_square
 from sweeper.plan import Artifact, artifact
+from sweeper.run import _report
 from sweeper.store import Store
 
 
@@ -86,6 +90,7 @@ def test_every_image_once_in_the_order_of_the_index(
     assert len(record.files) == 7
     assert record.meta == {
         "unreadable": [],
+        "duplicates": [],
         "class_names": ["cat", "dog"],
         "splits": {"train": 140, "val": 30, "test": 30},
         "image_size": 8,
@@ -112,6 +117,65 @@ def test_a_few_unreadable_images_are_dropped_and_listed(
     table = store.read_table(record)
     assert table["sample_id"].to_pylist() == [s for s in index.sample_ids if s not in broken]
     assert images_of(table, 8)[0, 0, 0].tolist() == [2, 50, 7]
+
+
+def test_images_in_two_splits_are_kept_and_told_of_before_the_search(
+    ray_session: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their pixels: the copies in test are in another format, with another name, under another class."""
+    monkeypatch.setattr(ingest, "MIN_BLOCK_ROWS", 30)
+    sizes = {"train": 100, "val": 12, "test": 12}
+    for split, count in sizes.items():
+        for name in ("cat", "dog"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for number in range(count):
+                colour = (number, {"train": 0, "val": 90, "test": 180}[split], 50 if name == "cat" else 200)
+                Image.new("RGB", (9, 9), colour).save(tmp_path / "set" / split / name / f"{number:03d}.png")
+    (tmp_path / "set" / "train" / "cat" / "a\nb.png").write_bytes(b"broken")
+    for number in range(11):
+        Image.new("RGB", (20, 20), (number, 0, 50)).save(tmp_path / "set" / "test" / "dog" / f"copy{number:02d}.bmp")
+    Image.new("RGB", (5, 5), (3, 90, 200)).save(tmp_path / "set" / "test" / "cat" / "x\ny.bmp")
+    Image.new("RGB", (5, 5), (0, 90, 200)).save(tmp_path / "set" / "val" / "dog" / "twice.bmp")  # within one split
+    config = image_folder.Config(root=str(tmp_path / "set"), image_size=8)
+    index = image_folder.index(config, 0)
+    wanted = asked_for(index)
+    record = build(store, wanted, config, index)
+    assert record.rows == len(index) - 1
+    first, second = record.meta["duplicates"]
+    assert (first["splits"], first["count"]) == (["train", "test"], 11)
+    assert first["examples"] == [[f"train/cat/{n:03d}.png", f"test/dog/copy{n:02d}.bmp"] for n in range(11)]
+    assert second == {"splits": ["val", "test"], "count": 1, "examples": [["val/dog/003.png", "test/cat/x\ny.bmp"]]}
+
+    shown = io.StringIO()
+    plan = SimpleNamespace(images=wanted, pools={}, adapt={})
+    _report(plan, {wanted.key: record}, Console(stream=shown))  # type: ignore[arg-type]
+    assert shown.getvalue().splitlines() == [
+        "1 of 262 images could not be read and are left out:",
+        "  train/cat/a\\nb.png: UnidentifiedImageError: not an image format that Pillow knows",
+        "images of test that are in train, too (by their pixels), and flatter its accuracy: 11",
+        *(f"  test/dog/copy{n:02d}.bmp is train/cat/{n:03d}.png" for n in range(10)),
+        "  and others; take them out of one of the two",
+        "images of test that are in val, too (by their pixels), and flatter its accuracy: 1",
+        "  test/cat/x\\ny.bmp is val/dog/003.png",
+    ]
+
+
+def test_duplicates_are_those_between_splits_and_examples_are_few() -> None:
+    """Within one split they only weigh more; an unreadable image is the same as no other one."""
+    size = ingest.DIGEST_BYTES
+    index = DatasetIndex(
+        class_names=("a", "b"),
+        sample_ids=[str(i) for i in range(100)],
+        labels=np.zeros(100, dtype=np.int64),
+        splits=["test"] * 40 + ["train"] * 60,
+        sources=[""] * 100,
+        content="",
+    )
+    assert ingest.across_splits(bytes(100 * size), index) == []
+    assert ingest.across_splits(b"".join(n.to_bytes(size, "big") for n in range(1, 101)), index) == []
+    (found,) = ingest.across_splits(b"\1" * (100 * size), index)
+    assert (found["splits"], found["count"]) == (["train", "test"], 40)
+    assert len(found["examples"]) == ingest.MAX_EXAMPLES
 
 
 def test_more_than_a_hundredth_is_refused_and_nothing_stays(
@@ -171,7 +235,10 @@ def test_a_block_that_runs_twice_leaves_its_rows_once(store: Store) -> None:
         }
     )
     worker = ImageWorker(store=store, prefix=prefix, dataset=digits.Config())
-    assert worker(table) == worker(table) == {"rows": 20, "unreadable": "{}"}
+    summary = worker(table)
+    assert summary == worker(table)
+    assert (summary["rows"], summary["first"], summary["unreadable"]) == (20, 0, "{}")
+    assert len(summary["digests"]) == 20 * ingest.DIGEST_BYTES
     assert ingest.shards.written(store, prefix, ["sample_id"])["sample_id"].to_pylist() == index.sample_ids[:20]
 
 

@@ -15,39 +15,27 @@ import ray
 import torch
 from broken_losses import Config as Broken
 from broken_losses import How, known
+from lane_messages import PATIENCE_S, events, follow
+from samples import MemorySlot
 from small_sweep import Built
 
 from sweeper import train
 from sweeper.batches import DataCache
 from sweeper.config import ResourceConfig
 from sweeper.errors import RunFailed
-from sweeper.lane import Job, LanePool, lanes, reason_of
+from sweeper.lane import LanePool, lanes
 from sweeper.slots import LanePlan, plan_lanes
 from sweeper.trial import TrialConfig
+from sweeper.worker import Job, reason_of
 
 if TYPE_CHECKING:
-    Messages = list[dict[str, Any]]
-
-PATIENCE_S = 180.0  # a deadline, not a duration: a loaded machine starts a worker slowly
+    from lane_messages import Messages
 
 
 @pytest.fixture(scope="module", autouse=True)
 def broken_is_known() -> Iterator[None]:
     with known():
         yield
-
-
-def follow(pool: LanePool, name: str) -> Messages:
-    """All messages about a job, to its end."""
-    messages: Messages = []
-    while not messages or messages[-1]["type"] == "report":
-        messages.append(ray.get(pool.mailbox.next_message.remote(name), timeout=PATIENCE_S))
-    return messages
-
-
-def events(pool: LanePool) -> Messages:
-    found: Messages = ray.get(pool.mailbox.events_since.remote(0))
-    return found
 
 
 def wait_until(what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
@@ -110,10 +98,7 @@ def trained_here(built: Built, job: Job) -> list[train.EpochReport]:
     )
     reports: list[train.EpochReport] = []
 
-    class Nowhere:
-        def load(self) -> bytes | None:
-            return None
-
+    class Nowhere(MemorySlot):
         def save(self, state: bytes) -> None:
             raise AssertionError("too short for a checkpoint")
 
@@ -165,7 +150,7 @@ def test_a_trial_that_is_cancelled_ends_at_its_next_epoch(pool: LanePool, built:
     ("how", "reason"),
     [
         ("raise", "ValueError: three lines of reason (broken_losses.py:"),
-        ("memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (broken_losses.py:"),
+        ("memory", "TrialFailed: out of memory, with the batch in halves too: CUDA out of memory. Tried to allocate 2"),
         ("nan", "TrialFailed: the loss became nan in epoch 2 of 3 (train.py:"),
     ],
 )
@@ -195,7 +180,8 @@ def test_a_configuration_that_can_not_be_built_fails_alone(pool: LanePool, built
     lost = built.job(trial())
     pool.submit("no data", replace(lost, refs=replace(lost.refs, images="0" * 64)))
     (end,) = follow(pool, "no data")
-    assert end["error"].startswith("LookupError: artifact 000000000000 is not in ")
+    assert end["error"].startswith("artifact 000000000000 is not in ")
+    assert end["is_fatal"], "no other trial would fare better"
 
 
 # ------------------------------------------------------------------------------------------------- workers that die
@@ -230,6 +216,17 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePo
     assert metrics(killed)[-1] == metrics(undisturbed)[-1]
     assert killed[-1]["model"] == undisturbed[-1]["model"]
     assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_another_job_or_of_nobody_is_left_alone(pool: LanePool, built: Built) -> None:
+    """As it lies there where somebody took the run's journal away and the numbers begin again."""
+    job = built.job(trial())
+    other = replace(job, seed=job.seed + 1)
+    assert job.identity != other.identity
+    for name, kept in (("anothers", other.identity.encode() + b"state"), ("nobodys", job.identity.encode() + b"state")):
+        ray.get(pool.mailbox.save.remote(name, kept))
+        pool.submit(name, job)
+        assert [m.get("epoch") for m in follow(pool, name)[:-1]] == [1, 2, 3]
 
 
 @pytest.mark.slow  # five workers

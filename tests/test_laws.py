@@ -22,23 +22,26 @@ LAYERS: tuple[set[str], ...] = (
     {"run", "sweep", "prepared", "pairs", "artifacts", "harvest", "insight", "session"},
     {"search", "desk", "study", "proposals", "samplers", "results", "archive", "report", "rows", "provenance"}
     | {"figures", "importance", "progress"},
-    {"lane", "slots", "occupancy", "mailbox", "finalists"},
-    {"train", "objective", "averaging", "checkpoints", "forecast"},
-    {"targets", "synthesize", "ingest", "adapt", "adapted", "shards", "batches", "sources", "student"}
+    {"lane", "worker", "watchdog", "slots", "occupancy", "mailbox", "finalists", "retrainings"},
+    {"train", "gradient", "objective", "averaging", "checkpoints", "forecast"},
+    {"targets", "synthesize", "ingest", "adapt", "adapted", "shards", "staged", "batches", "sources", "student"}
     | {"architecture", "evaluate"},
-    {"plan", "store", "record", "storage", "spacefile", "crosschecks", "explain", "config", "trial", "sections"},
+    {"plan", "store", "lease", "garbage", "record", "storage", "shard_cache", "spacefile", "crosschecks", "explain"}
+    | {"config", "trial", "sections"},
     FAMILIES,
     {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs"}
-    | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "taps", "zoo"},
-    {"console", "tables", "tally", "files", "errors"},
+    | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "taps", "zoo"}
+    | {"weights"},
+    {"console", "tables", "tally", "journals", "files", "arrow", "redact", "wording", "errors"},
 )  # fmt: skip
 
 # Where a library may be imported: module names, or folders for all in them.
 HOMES = {
     "ray.data": {"ingest", "synthesize", "targets", "shards", "datasets"},
-    "ray.train": {"lane"},
+    "ray.train": {"lane", "worker"},
     "ray.tune": {"search", "schedulers"},
-    "ray": {"lane", "search", "run", "artifacts", "session", "ingest", "synthesize", "targets", "shards", "finalists"},
+    "ray": {"lane", "worker", "search", "run", "artifacts", "session", "ingest", "synthesize", "targets", "shards"}
+    | {"finalists"},
     "optuna": {"search", "insight", "study", "proposals", "samplers", "importance"},
     "timm": {"teachers", "student", "architecture", "zoo"},
     "diffusers": {"generators", "zoo"},
@@ -46,7 +49,7 @@ HOMES = {
     "matplotlib": {"figures"},
 }
 WITHOUT_RAY = {"train", "objective", "losses", "views", "taps", "student", "batches", "sources", "evaluate"}
-WITHOUT_RAY |= {"checkpoints", "teachers", "generators"}
+WITHOUT_RAY |= {"checkpoints", "gradient", "teachers", "generators"}
 CONFIG_TO_TRAIN = ["config imports train, which is above it"]
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 60

@@ -42,7 +42,7 @@ from sweeper.config import SweepConfig
 from sweeper.console import Console
 from sweeper.datasets import DatasetIndex
 from sweeper.errors import InputError, SpaceError
-from sweeper.lane import Job, LanePool
+from sweeper.lane import LanePool
 from sweeper.ledger import Charge, Cost, training_charges
 from sweeper.outcome import EpochReport, Outcome, TrialFailed
 from sweeper.plan import Plan, artifact_uses, make_plan
@@ -54,6 +54,7 @@ from sweeper.sweep import Sweep, data_refs, pool_refs
 from sweeper.teachers import timm as timm_teacher
 from sweeper.train import Trainer, World, fit
 from sweeper.trial import NO_TEACHER, Pretrain, StudentConfig, TrialConfig
+from sweeper.worker import Job
 
 CPU = torch.device("cpu")
 PATIENCE_S = 180.0  # a deadline, not a duration
@@ -186,8 +187,8 @@ KDEP_LINE = "loss: {embedding: {kind: kdep}}"
             "'tenht' is not named under pools; did you mean 'tenth'?", "allowed: tenth, half, none"]),
         ((TEACHER_LINE, "    teacher: cmn\n"), 13, "trial.pretrain.teacher", [
             "'cmn' is not named under teachers; did you mean 'cnn'?", "allowed: cnn, vit, none"]),
-        (("count: 80, image_size: 16", "count: 80, image_size: 24"), 7, "pools", [
-            "half.image_size: has to be the dataset's, 16; given 24"]),
+        (("count: 80, image_size: 16", "count: 80, image_size: 24"), 9, "pools.half.image_size", [
+            "has to be the dataset's, 16; given 24"]),
         (("  half: {", "  none: {"), 7, "pools", ["'none' means no pre-training and cannot name a pool"]),
         (("count: 80", "count: 1"), 9, "pools.half.count", ["has to be at least 2; given 1"]),
         (("half: {kind: digits_pool", "half: {kind: digit_pool"), 9, "pools.half.kind", ["'digits_pool'?"]),
@@ -580,13 +581,12 @@ class TestFit:
         for state in states:
             paid = state["seconds"] + 1000
             pretrained = state["pretrain_seconds"]
-            buffer = io.BytesIO()
-            torch.save({**state, "seconds": paid}, buffer)
+            groups = {name: value for name, value in state.items() if isinstance(value, dict)}
+            facts = {name: value for name, value in state.items() if name not in groups}
+            saved = checkpoints.packed(groups, {**facts, "seconds": paid})
             torch.manual_seed(99)  # another process: nothing of the first one's generators is left
             epochs: list[int] = []
-            resumed = run(
-                config, MemorySlot(buffer.getvalue()), lambda done, seen=epochs: seen.append(done.epoch) is None
-            )
+            resumed = run(config, MemorySlot(saved), lambda done, seen=epochs: seen.append(done.epoch) is None)
             assert same(resumed, undisturbed)
             assert epochs == list(range(1 if state["is_first"] else state["epoch"] + 1, 4))
             assert resumed.train_seconds > paid, "time before the restart was paid for too"

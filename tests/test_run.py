@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import NOISE, finish, start, sweeper
-from small_sweep import Built, write_space
+from lane_messages import follow
+from small_sweep import SEED, Built, write_space
 
 from sweeper.batches import image_split
+from sweeper.lane import LanePool
 from sweeper.results import COLUMNS
 from sweeper.store import Store
 
@@ -147,6 +149,17 @@ def test_finished_trials_are_never_trained_again(finished: Finished) -> None:
     assert sorted(map(int, trained_last)) == sorted(third.keys() - second.keys())
     charged = [row["key"] for row in finished.rows("ledger") if row["stage"] == "train"]
     assert len(charged) == len(set(charged))
+
+
+def test_its_trials_are_those_of_an_undisturbed_sweep(finished: Finished, built: Built, pool: LanePool) -> None:
+    """Trained once more, each in one go: the same to the last bit. `tests/faults` does so with fifty kills."""
+    curves = finished.rows("curves")
+    for row in finished.rows("trials"):
+        name = f"undisturbed {row['trial']}"
+        pool.submit(name, built.job(json.loads(row["config"]), seed=SEED))
+        reports = [(m["epoch"], m["accuracy_val"], m["loss"]) for m in follow(pool, name) if m["type"] == "report"]
+        cut = [(c["epoch"], c["accuracy_val"], c["loss"]) for c in curves if c["trial"] == row["trial"]]
+        assert cut == reports
 
 
 # ------------------------------------------------------------------------------------------------- to the end

@@ -315,9 +315,9 @@ def test_duplicates_count_once_and_strangers_not_at_all(tmp_path: Path) -> None:
     changed = data.replace(b'"goes_on": true', b'"goes_on": false')
     journal.write_bytes(data + changed)
     assert tables(fresh(journal=journal)) == expected
-    for line in (b"garbage\n", b"\x00\x00\n", b"[]\n", b'{"rung": 2}\n'):
+    for line, problem in ((b"garbage\n", "damaged"), (b"[]\n", "damaged"), (b'{"rung": 2}\n', "not a rung's record")):
         journal.write_bytes(data + line + data)
-        with pytest.raises(RunFailed, match=rf"rungs\.jsonl:{len(STREAM) + 1}: not a rung's record"):
+        with pytest.raises(RunFailed, match=rf"rungs\.jsonl:{len(STREAM) + 1}: {problem}"):
             fresh(journal=journal)
     journal.write_bytes(data)
     with pytest.raises(RunFailed, match="is not of this search"):

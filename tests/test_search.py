@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from small_sweep import Built, make, space_tree
 
 from sweeper import desk, points, search
 from sweeper.desk import candidates_of
+from sweeper.errors import RunFailed
 from sweeper.lane import LanePool
 from sweeper.ledger import Cost
 from sweeper.plan import artifact_uses
 from sweeper.proposals import EARLY_STOPPED
 from sweeper.study import FAILED, Study, spent_seconds
 from sweeper.trial import TrialConfig
+from sweeper.worker import Job
 
 TRAIN = {"epochs": 4, "batch_size": 16, "epoch_size": 96, "lr": 3e-3}
 
@@ -101,6 +105,26 @@ def test_every_trial_has_an_outcome_and_a_failing_one_stops_nothing(
     assert sought.ended.why == "6 trials"
     assert sought.ended.busy is not None
     assert 0 < sought.ended.busy <= 1
+
+
+def test_a_store_that_loses_an_artifact_ends_the_run_and_no_trial(
+    built: Built, pool: LanePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded as failed, the remaining trials would never be tried again."""
+    trial = {"train": TRAIN, "teacher": "none", "loss": {"ce": 1.0}}
+    sought = Sought(built, pool, tmp_path, monkeypatch, trial=trial, trials=4, sampler="random")
+    made = itertools.count()
+
+    whole = Built.job
+
+    def job(built: Built, config: dict[str, Any]) -> Job:
+        found = whole(built, config)
+        return found if next(made) < 2 else replace(found, refs=replace(found.refs, images="0" * 64))
+
+    monkeypatch.setattr(Built, "job", job)
+    with pytest.raises(RunFailed, match=r"artifact 000000000000 is not in .*; run again to build it"):
+        sought.run()
+    assert [trial.user_attrs["outcome"]["state"] for trial in sought.book.trials()] == ["completed"] * 2
 
 
 def test_asha_stops_the_worse_ones_and_charges_them(

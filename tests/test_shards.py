@@ -65,6 +65,10 @@ def test_a_batch_that_runs_twice_leaves_its_rows_once(store: Store) -> None:
     assert shards.read_rows(store, prefix, [4, 5, 6, 7])["square"].to_pylist() == [16, 25, 36, 49]
 
 
+def test_a_pass_without_rows_starts_nothing() -> None:
+    assert shards.run(ROWS.slice(0, 0), partial(Refuses, True), Shape(4)) == []
+
+
 @pytest.mark.parametrize("pool", [0, 1])
 @pytest.mark.parametrize("early", [False, True])
 def test_a_users_mistake_comes_home_as_it_was_raised(

@@ -7,7 +7,6 @@ import math
 import shutil
 import warnings
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from sweeper import proposals
 from sweeper.config import SearchConfig
 from sweeper.domain import Domain
 from sweeper.domain_forms import parse_domain
-from sweeper.files import mend_tail
 from sweeper.ledger import Cost
 from sweeper.proposals import EARLY_STOPPED
 from sweeper.samplers import make_sampler, quasi_random, suggest
 from sweeper.space import Space
-from sweeper.study import FAILED, Study, clock_seconds, spent_seconds
+from sweeper.study import FAILED, Study, spent_seconds
 from sweeper.trial import TrialConfig
 
 SPACE = space_of(sweep_config())
@@ -282,17 +280,6 @@ class TestWindow:
         assert with_one_open not in self.seen(book)
 
 
-class TestClock:
-    def test_overlapping_trials_count_once_and_pauses_not_at_all(self) -> None:
-        def ran(begin: float, end: float) -> optuna.trial.FrozenTrial:
-            trial = optuna.trial.create_trial(values=[0.0])
-            trial.datetime_start, trial.datetime_complete = (datetime.fromtimestamp(t) for t in (begin, end))
-            return trial
-
-        assert clock_seconds([ran(100, 110), ran(105, 120), ran(500, 501), ran(106, 107)]) == 21.0
-        assert clock_seconds([]) == 0.0
-
-
 class TestOutcomes:
     def test_values_are_accuracy_and_hours(self, tmp_path: Path) -> None:
         book = study(tmp_path / "journal")
@@ -451,6 +438,17 @@ class TestKilled:
             assert [t.user_attrs for t in again.trials()] == [t.user_attrs for t in book.trials()]
             assert again.interrupted() == []
 
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_lines_that_stand_there_twice_count_once(
+        self, journal: Path, truth: dict[int, Any], tmp_path: Path, count: int
+    ) -> None:
+        data = journal.read_bytes()
+        end = b"".join(data.splitlines(keepends=True)[-count:])
+        for garbage in (b"", b"\0" * 512, b"\xff\n"):
+            whole = self.reopen(truth, data, tmp_path)
+            again = self.reopen(truth, data + end + garbage, tmp_path)
+            assert [t.number for t in again.trials()] == [t.number for t in whole.trials()]
+
     def test_a_lock_that_a_killed_driver_left_is_not_waited_for(
         self, journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -471,28 +469,6 @@ class TestKilled:
             assert book.interrupted() == asked
         book.record(asked[1][0], outcome())
         assert study(tmp_path / "journal").interrupted() == [asked[0], asked[2]]
-
-
-@pytest.mark.parametrize(
-    ("data", "kept"),
-    [
-        (b"", b""),
-        (b'{"a": 1}\n', b'{"a": 1}\n'),
-        (b'{"a": 1}\n{"b"', b'{"a": 1}\n'),
-        (b'{"a"', b""),
-        (b'{"a": 1}\n{"b": 2}', b'{"a": 1}\n'),
-    ],
-)
-def test_mend_tail_keeps_whole_lines(tmp_path: Path, data: bytes, kept: bytes) -> None:
-    path = tmp_path / "journal"
-    path.write_bytes(data)
-    mend_tail(path)
-    assert path.read_bytes() == kept
-
-
-def test_mend_tail_makes_no_file(tmp_path: Path) -> None:
-    mend_tail(tmp_path / "journal")
-    assert not (tmp_path / "journal").exists()
 
 
 def test_the_space_of_these_tests_is_conditional() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from small_sweep import SEED, SIZE, Built, make, space_tree
+from small_sweep import SEED, SIZE, Built, Stages, make, space_tree
 from test_shards import inline
 
-from sweeper import shards, synthesize
+from sweeper import shards, staged, synthesize
 from sweeper.artifacts import build as build_all
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact, Plan
@@ -130,6 +131,142 @@ def test_an_image_that_is_missing_fails_the_stage_and_nothing_stays(
         synthesize.build(store, part, built.config.synthetic["tiny"])
     assert store.get(part.key) is None
     assert not [path for path in Path(store.path("data")).rglob("*") if path.is_file()]
+
+
+def killed_after(batches: int, error: BaseException) -> Any:
+    """A pass that ends with an error when it has done so many batches."""
+
+    def run(rows: pa.Table, make: Any, shape: shards.Shape, progress: Any = None) -> list[shards.Summary]:
+        worker = make()
+        for start in range(0, batches * shape.batch_size, shape.batch_size):
+            worker(rows.slice(start, shape.batch_size))
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunFailed("store: s3://b failed"), SystemError("worker lost")])
+def test_a_stage_that_was_cut_off_goes_on_by_row(
+    built: Built, store: Store, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Three sessions with other bounds of their batches: no image twice, none missing, and every second is charged."""
+    part, record = record_of(built)
+    prefix, config, told, advanced = store.staging(), built.config.synthetic["tiny"], list[str](), list[int]()
+    drawn_rows, spent = list[int](), list[float]()
+    real = GeneratorWorker.__call__
+
+    def watched(self: GeneratorWorker, rows: pa.Table) -> shards.Summary:
+        drawn_rows.append(len(rows))
+        return real(self, rows)
+
+    monkeypatch.setattr(GeneratorWorker, "__call__", watched)
+    for batch_size, batches in ((3, 2), (4, 1)):
+        monkeypatch.setattr(synthesize, "BATCH_ROWS", batch_size)
+        monkeypatch.setattr(shards, "run", killed_after(batches, error))
+        with pytest.raises(type(error)):
+            synthesize.build(store, part, config, prefix=prefix)
+    spent += [note["seconds"] for note in notes_below(store, prefix)]
+    assert (sum(drawn_rows), len(spent)) == (10, 3)
+    assert store.get(part.key) is None
+
+    monkeypatch.setattr(synthesize, "BATCH_ROWS", 7)
+    monkeypatch.setattr(shards, "run", inline)
+    made = synthesize.build(store, part, config, prefix=prefix, tell=told.append, progress=advanced.append)
+    assert drawn_rows[3:] == [7, 3]
+    assert (told, advanced) == (["resumed: 10 of 20 images were there"], [10])
+    table = store.read_table(made)
+    assert sorted(table["sample_id"].to_pylist()) == sorted(images(built.store.read_table(record)))
+    assert images(table) == images(built.store.read_table(record))
+    assert made.charge is not None
+    every = [note["seconds"] for note in notes_below(store, prefix)]
+    assert set(spent) < set(every)
+    assert made.charge.seconds == pytest.approx(sum(every))
+    assert (made.rows, made.charge.units, made.charge.device) == (20, 20, "cpu")
+
+
+def notes_below(store: Store, prefix: str) -> list[staged.Note]:
+    return staged.read(store, prefix, list(store.storage.files(prefix, deep=False)), ["sample_id"])[1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "rows of another build", "rows twice", "not ours"])
+def test_what_cannot_be_gone_on_with_is_drawn_anew(
+    built: Built, store: Store, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    part, record = record_of(built)
+    prefix, config = store.staging(), built.config.synthetic["tiny"]
+    monkeypatch.setattr(synthesize, "BATCH_ROWS", 5)
+    monkeypatch.setattr(shards, "run", killed_after(1, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        synthesize.build(store, part, config, prefix=prefix)
+    (path,) = Path(store.path(prefix)).rglob("*.parquet")
+    data, table = path.read_bytes(), pq.read_table(path)
+    if damage == "truncated":
+        path.write_bytes(data[:-9])
+    elif damage == "a flipped bit":
+        chunk = pq.read_metadata(path).row_group(0).column(table.column_names.index("image"))
+        place = chunk.data_page_offset - 5  # the last of the pixels, which lie in the dictionary before
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    elif damage == "rows of another build":
+        others = [f"synthetic/{label}/7" for label in range(len(table))]
+        pq.write_table(table.set_column(0, "sample_id", [others]), path)
+    elif damage == "rows twice":
+        pq.write_table(pa.concat_tables([table, table]), path)
+    else:
+        (path.parent / "more.parquet").write_bytes(data)  # what a rival wrote that had been taken for dead
+        (path.parent / "README").write_bytes(b"not a table")
+    monkeypatch.setattr(shards, "run", inline)
+    told = list[str]()
+    made = synthesize.build(store, part, config, prefix=prefix, tell=told.append)
+    assert told == (["resumed: 5 of 20 images were there"] if damage == "not ours" else [])
+    table = store.read_table(made)
+    assert (len(table), made.rows) == (20, 20)
+    assert images(table) == images(built.store.read_table(record))
+
+
+def test_a_rival_that_writes_on_after_the_commit_changes_nothing(
+    built: Built, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for dead, and works below the same prefix; with the same rows, and perhaps other bits."""
+    part, _ = record_of(built)
+    prefix, config = store.staging(), built.config.synthetic["tiny"]
+    rivals = list[GeneratorWorker]()
+
+    def run(rows: pa.Table, make: Any, shape: shards.Shape, progress: Any = None) -> list[shards.Summary]:
+        rivals.append(make())
+        if len(rivals) == 1:
+            raise KeyboardInterrupt
+        rivals[0](rows)  # while we work
+        return inline(rows, make, shape, progress)
+
+    monkeypatch.setattr(shards, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize.build(store, part, config, prefix=prefix)
+    made = synthesize.build(store, part, config, prefix=prefix)
+    rivals[0](rows_of(part).slice(0, 3))  # and when we are done
+    assert (len(store.read_table(made)), made.rows) == (20, 20)
+    assert store.verify(deep=True) == []
+    extra = set(Path(store.path(prefix)).rglob("*.parquet")) - {
+        Path(store.path(f"{prefix}/{entry.name}")) for entry in made.files
+    }
+    assert {store.path(item.path) for item in store.gc(grace_s=-1)} == {str(path) for path in extra}
+    assert store.get(part.key) == made
+
+
+def test_a_driver_goes_on_where_another_was_cut_off(own: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the builder of all artifacts: the note in the store leads the second driver to the first one's files."""
+    part, record = record_of(own)
+    own.store.remove(part.key)
+    monkeypatch.setattr(synthesize, "BATCH_ROWS", 4)
+    monkeypatch.setattr(shards, "run", killed_after(3, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        build_all(own.plan, own.store, Stages())
+    monkeypatch.setattr(shards, "run", inline)
+    told, stages = list[str](), Stages()
+    records = build_all(own.plan, Store(own.store.uri), stages, told.append)
+    assert told == ["resumed: 12 of 20 images were there"]
+    assert [(stage.total, stage.done) for stage in stages.opened] == [(20, 12)]  # `inline` tells nothing of the rest
+    assert images(own.store.read_table(records[part.key])) == images(own.store.read_table(record))
+    assert not list(Path(own.store.path("pending")).glob("[!.]*"))
 
 
 def test_seeds_are_an_images_own() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from small_sweep import SEED, SIZE, Built, Stages, make, space_tree
 from test_shards import inline
 
-from sweeper import adapted, artifacts, shards, targets, views
+from sweeper import adapted, artifacts, shards, staged, targets, views
 from sweeper.batches import image_split
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact
@@ -111,7 +112,7 @@ def test_images_are_decoded_once_for_all_teachers(built: Built, store: Store, mo
     monkeypatch.setattr(Store, "read_table", lambda self, r, *rest: read.append(r.kind) or read_table(self, r, *rest))
     key = built.plan.images.key
     for start in (0, 10):
-        batch = pa.table({"images": [key] * 10, "row": rows[start : start + 10]})
+        batch = pa.table({"images": [key] * 10, "row": rows[start : start + 10], "file": [""] * 10})
         assert worker(batch)["rows"] == 10 * VIEWS
     assert len(worker.teachers) == 2
     assert decoded == [10, 10]
@@ -175,6 +176,118 @@ def test_missing_rows_and_non_finite_outputs_are_caught(own: Built, monkeypatch:
     with pytest.raises(RunFailed, match="teacher 'cnn': logits are not finite in fp16 on image set"):
         targets.build(own.store, wanted, spec)
     assert_nothing_was_committed(own, spec, wanted)
+
+
+# ------------------------------------------------------------------------------------------------- going on by row
+
+
+def cut_off(own: Built, monkeypatch: pytest.MonkeyPatch, images: int = 7) -> tuple[PassSpec, dict[Any, Artifact], Path]:
+    """A pass over the real images of which one file was written when its driver was killed; and that file."""
+    spec, wanted = forgotten(own)
+
+    def run(rows: pa.Table, make: Any, *_: Any) -> list[shards.Summary]:
+        make()(rows.slice(0, images))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        targets.build(own.store, wanted, spec)
+    (path,) = Path(own.store.path(spec.prefixes[own.plan.images.key])).rglob("*.parquet")
+    return spec, wanted, path
+
+
+def test_a_pass_goes_on_by_row_and_checks_what_was_there(own: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, wanted, path = cut_off(own, monkeypatch)
+    seen, told, advanced = list[pa.Table](), list[str](), list[int]()
+    monkeypatch.setattr(shards, "run", lambda rows, *rest: (seen.append(rows), inline(rows, *rest))[1])
+    monkeypatch.setattr(targets, "BATCH_IMAGES", 6)
+    made = targets.build(own.store, wanted, spec, tell=told.append, progress=advanced.append)
+    (rows,) = seen
+    assert told == ["resumed: 7 of 20 images were there"]
+    assert advanced == [7 * VIEWS]
+    assert [bool(file) for file in rows["file"].to_pylist()] == [False] * 13 + [True] * 7
+    first, *others = [staged.read(own.store, r.prefix, [e.name for e in r.files], ["view"])[1] for r in made]
+    assert all(notes == first for notes in others)
+    for (name, _), record in zip(wanted, made, strict=True):
+        columns = ["sample_id", "view", "box", "logits"]
+        table, old = (own.store.read_table(one, columns) for one in (record, own.records[record.key]))
+        assert record.rows == len(table) == 60
+        assert sorted_rows(table).select(["sample_id", "view", "box"]) == sorted_rows(old).select(
+            ["sample_id", "view", "box"]
+        )
+        got, expected = (np.stack(t["logits"].to_numpy(zero_copy_only=False)) for t in map(sorted_rows, (table, old)))
+        np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=2e-3, atol=2e-3)
+        assert record.charge is not None
+        assert record.charge.seconds == pytest.approx(sum(note["seconds"][name] for note in first))
+    assert len(first) == 4
+    assert path.exists()
+
+
+def sorted_rows(table: pa.Table) -> pa.Table:
+    return table.sort_by([("sample_id", "ascending"), ("view", "ascending")]).combine_chunks().replace_schema_metadata()
+
+
+def test_all_rows_there_and_nothing_committed(own: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the last file and the records: nothing is computed, and the rows are checked all the same."""
+    spec, wanted, _ = cut_off(own, monkeypatch, images=20)
+    monkeypatch.setattr(shards, "run", inline)
+    made = targets.build(own.store, wanted, spec)
+    assert {len(record.files) for record in made} == {1}
+    assert all(record.meta["cosine"] >= targets.MIN_COSINE for record in made)
+
+
+def test_wrong_rows_of_an_earlier_build_are_caught(own: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, wanted, path = cut_off(own, monkeypatch)
+    table = pq.read_table(path)
+    rolled = table.take(np.roll(np.arange(len(table)), 1))
+    logits = table.column_names.index("cnn.logits")
+    pq.write_table(table.set_column(logits, "cnn.logits", rolled["cnn.logits"]), path)
+    monkeypatch.setattr(shards, "run", inline)
+    with pytest.raises(RunFailed, match="differ from a live forward"):
+        targets.build(own.store, wanted, spec)
+    assert_nothing_was_committed(own, spec, wanted)
+
+
+def test_rows_of_another_teacher_of_that_name_are_made_anew(own: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, wanted, path = cut_off(own, monkeypatch)
+    table = pq.read_table(path)
+    seconds = {"cnn": 1.0, "vit": 1.0}
+    note = {"seconds": seconds, "device": "cpu", "targets": {"cnn": "another", "vit": "another"}}
+    pq.write_table(staged.with_note(table, note), path)
+    monkeypatch.setattr(shards, "run", inline)
+    told = list[str]()
+    made = targets.build(own.store, wanted, spec, tell=told.append)
+    assert told == []
+    assert {record.rows for record in made} == {60}
+
+
+def test_a_driver_that_dies_between_two_records_leaves_the_rest_to_the_next(
+    own: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One teacher's targets were committed, the other's not: they are in the same files, and nothing is computed."""
+    for item in own.plan.targets.values():
+        own.store.remove(item.key)
+    monkeypatch.setattr(shards, "run", inline)
+    commit, committed = Store.commit, list[str]()
+
+    def dies(self: Store, key: str, *rest: Any, **named: Any) -> Record:
+        if committed:
+            raise KeyboardInterrupt
+        committed.append(key)
+        return commit(self, key, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            artifacts.build(own.plan, own.store, Stages())
+    computed, told = list[int](), list[str]()
+    one_set = TargetsWorker._one_set
+    monkeypatch.setattr(TargetsWorker, "_one_set", lambda *args: (computed.append(1), one_set(*args))[1])
+    records = artifacts.build(own.plan, own.store, Stages(), told.append)
+    assert computed == []
+    assert told == ["resumed: 20 of 20 images were there"] * 2
+    assert {records[item.key].rows for item in own.plan.targets.values()} == {60}
+    assert own.store.verify(deep=True) == []
 
 
 # ------------------------------------------------------------------------------------------------- reuse

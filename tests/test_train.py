@@ -169,6 +169,32 @@ class TestRepeatable:
         run(config, UNTAUGHT, slot=Watching())
         assert epochs == [1, 2]
 
+    def test_a_process_that_will_be_taken_away_saves_at_once(self) -> None:
+        """Every rank asks, after each epoch but the last; the first one saves."""
+        saved: list[bytes] = []
+        asked: list[int] = []
+
+        class Leaving(MemorySlot):
+            def __init__(self, rank: int) -> None:
+                super().__init__()
+                self.rank = rank
+
+            def save(self, state: bytes) -> None:
+                saved.append(state)
+
+            def is_urgent(self) -> bool:
+                asked.append(self.rank)
+                return len(asked) % 4 == 2
+
+        config = trial_config(epochs=5, epoch_size=6)
+        run(config, UNTAUGHT, slot=Leaving(0))
+        assert (asked, len(saved)) == ([0] * 4, 1)
+        found = state_of(saved[0], CPU)
+        assert found is not None
+        assert found["epoch"] == 2
+        run(config, UNTAUGHT, slot=Leaving(1), world=World(rank=1))
+        assert (asked[4:], len(saved)) == ([1] * 4, 1)
+
 
 class TestEnds:
     def test_every_epoch_is_reported(self) -> None:

@@ -11,8 +11,10 @@ A kind module has
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -22,6 +24,7 @@ from pydantic import Field, model_validator
 from sweeper.errors import InputError
 from sweeper.registry import Settings
 from sweeper.views import counter_uniform
+from sweeper.wording import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 # As people spell them.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MAX_NAME = 200  # characters of a name in a message
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before its pixels are unpacked
+ImageSize = Annotated[int, Field(ge=8, le=4096)]
 SplitShare = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -158,7 +163,9 @@ def complete_splits(
 
 
 def decode_image(data: bytes) -> Image.Image | Exception:
-    """Any file that Pillow reads as upright 8-bit RGB; transparent pixels become white. An error is returned.
+    """Any file that Pillow reads as upright 8-bit RGB: the first frame of several; transparent pixels become white.
+
+    What can not be read is returned as its exception, and so is what claims more than `MAX_PIXELS` or is a program.
 
     Args:
         data: the bytes of the whole file; one that ends early is an error, never half an image.
@@ -170,6 +177,8 @@ def decode_image(data: bytes) -> Image.Image | Exception:
     try:
         # Pillow warns about odd palettes and metadata, and about the size before it is checked here.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":
+                return ValueError("a PostScript program, which is not run to see its image")
             if image.width * image.height > MAX_PIXELS:
                 return ValueError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are unpacked")
             image.load()
@@ -209,15 +218,42 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """
     from PIL import Image
 
-    values = np.asarray(image, dtype=np.float64)
+    values = np.asarray(image)
     full = 1.0 if image.mode == "F" else 65535.0
     if not (values.min() >= 0 and values.max() <= full):
         found = f"{values.min():g} to {values.max():g}"
         raise ValueError(f"mode {image.mode} with values from {found}; allowed: 0 to {full:g}")
-    return Image.fromarray(np.round(values * (255.0 / full)).astype(np.uint8))
+    levels = np.empty(values.shape, dtype=np.uint8)
+    for row in range(len(values)):  # one at a time, since doubles take eight times the room
+        levels[row] = np.round(values[row].astype(np.float64) * (255.0 / full))
+    return Image.fromarray(levels)
 
 
 def shorten(items: Sequence[str], limit: int = 8) -> str:
-    """A list for a message: the first few, and how many more there are."""
+    """A list for a message: the first few on one line, and how many more there are."""
     more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    return ", ".join(one_line(item, MAX_NAME) for item in items[:limit]) + more
+
+
+@contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """What the system refuses (a folder that may not be read, a name that is too long) as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        name = f"{one_line(str(error.filename), MAX_NAME)}: " if error.filename else ""
+        raise InputError(f"{where}: cannot be read: {name}{error.strerror or error}") from error
+
+
+def given_path(text: str, where: str) -> Path:
+    """The path that a setting names, `~` expanded.
+
+    Raises:
+        InputError: no path at all.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; no such user; a NUL
+        raise InputError(f"{where}: not a path: {getattr(error, 'strerror', None) or error}") from error
+    return path

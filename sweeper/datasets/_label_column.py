@@ -49,10 +49,9 @@ def number_labels(
     hub = {file.class_names for file in filled}
     if class_names is None and len(hub) > 1:
         raise InputError(f"{where}: the files name their classes differently; set `dataset.class_names`")
-    names = class_names or next(iter(hub))
     if pa.types.is_integer(filled[0].labels.type):
         values = np.concatenate([file.labels.to_numpy(zero_copy_only=False) for file in filled])
-        return _check_numbers(values, names, sample_ids, where)
+        return _number_integers(values, class_names, next(iter(hub)), sample_ids, where)
     texts = [text for file in filled for text in file.labels.to_pylist()]
     names = class_names or tuple(sorted(set(texts)))
     number = {name: position for position, name in enumerate(names)}
@@ -64,11 +63,16 @@ def number_labels(
     return names, np.asarray([number[text] for text in texts], dtype=np.int64)
 
 
-def _check_numbers(
-    labels: npt.NDArray[np.int64], names: tuple[str, ...] | None, sample_ids: Sequence[str], where: str
+def _number_integers(
+    labels: npt.NDArray[np.int64],
+    given: tuple[str, ...] | None,
+    hub: tuple[str, ...] | None,
+    sample_ids: Sequence[str],
+    where: str,
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Refuse labels that are not exactly 0..K-1."""
+    """The labels that occur, in their order, become 0..K-1; each of the `given` names has to occur."""
     low, high = int(labels.min()), int(labels.max())
+    names = given or hub
     if low < 0:
         row = sample_ids[int(labels.argmin())]
         raise InputError(
@@ -79,18 +83,12 @@ def _check_numbers(
         raise InputError(
             f"{where}: label {high} in {row}, but there are {len(names)} class names (0 to {len(names) - 1})"
         )
-    present = np.unique(labels)
-    count = len(names) if names is not None else high + 1
-    if len(present) < count:
-        absent = [str(n) if names is None else f"{n} ({names[n]})" for n in _first_absent(present, count, limit=9)]
+    present, positions = np.unique(labels, return_inverse=True)
+    if given is not None and len(present) < len(given):
+        absent = [f"{n} ({given[n]})" for n in np.setdiff1d(np.arange(len(given)), present).tolist()]
         raise InputError(
-            f"{where}: no row has the label {shorten(absent)}: {len(present)} labels from {low} to {high} occur where "
-            f"0 to {count - 1} are expected; number them without gaps, or store the class names as strings"
+            f"{where}: no row has the label {shorten(absent)}; leave these names out of `dataset.class_names` and "
+            "number the others without gaps, or store the class names as strings"
         )
-    return names or tuple(str(n) for n in range(count)), labels.astype(np.int64)
-
-
-def _first_absent(present: npt.NDArray[np.int64], count: int, limit: int) -> list[int]:
-    """The smallest numbers in [0, count) that are not in `present`. One stray label may make `count` huge."""
-    absent = np.setdiff1d(np.arange(min(count, len(present) + limit)), present)
-    return [int(number) for number in absent[:limit]]
+    kept = tuple(str(n) if names is None else names[n] for n in present.tolist())
+    return kept, positions.astype(np.int64)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from sweeper.datasets import DatasetIndex
+from sweeper.datasets import DatasetIndex, ImageSize
 from sweeper.registry import Settings
 from sweeper.views import counter_uniform
 
@@ -39,7 +39,7 @@ class Config(Settings):
 
     kind: Literal["digits"] = "digits"
     train_per_class: Annotated[int, Field(ge=1, le=10)] = 5
-    image_size: Annotated[int, Field(ge=8)] = 32
+    image_size: ImageSize = 32
 
 
 def index(config: Config, seed: int) -> DatasetIndex:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from sweeper.datasets import DatasetIndex
+from sweeper.datasets import DatasetIndex, ImageSize
 from sweeper.datasets.digits import NUM_FOUNDATION, decode, foundation_rows, images_of
 from sweeper.registry import Settings
 from sweeper.views import counter_uniform
@@ -25,7 +25,7 @@ class Config(Settings):
 
     kind: Literal["digits_pool"] = "digits_pool"
     count: Annotated[int, Field(ge=2, le=NUM_FOUNDATION)] = NUM_FOUNDATION
-    image_size: Annotated[int, Field(ge=8)] = 32
+    image_size: ImageSize = 32
 
 
 def index(config: Config, seed: int) -> DatasetIndex:

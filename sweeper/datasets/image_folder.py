@@ -9,8 +9,11 @@ files and files with other extensions are passed over. `valid` and `validation` 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,16 +22,29 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from sweeper.datasets import SPLIT_NAMES, DatasetIndex, Fractions, complete_splits, decode_image, shorten
+from sweeper.datasets import (
+    SPLIT_NAMES,
+    DatasetIndex,
+    Fractions,
+    ImageSize,
+    complete_splits,
+    decode_image,
+    given_path,
+    refusing,
+    shorten,
+)
 from sweeper.errors import InputError
 from sweeper.fingerprint import file_sha256, fingerprint
 from sweeper.registry import Settings
+from sweeper.wording import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 HASH_THREADS = 8
+MAX_FILE_BYTES = 2**30  # a file is held whole while it is decoded; 100 million pixels of 16-bit RGB are 600 MB
+MAX_ROUTES = 100  # ways to one folder through links, which multiply where linked folders hold links
 
 
 def _with_dots(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -45,7 +61,7 @@ class Config(Settings):
 
     kind: Literal["image_folder"] = "image_folder"
     root: Annotated[str, Field(min_length=1)]
-    image_size: Annotated[int, Field(ge=8)] = 32
+    image_size: ImageSize = 32
     fractions: Fractions = Fractions()
     extensions: Extensions = EXTENSIONS
 
@@ -57,18 +73,18 @@ def index(config: Config, seed: int) -> DatasetIndex:
         InputError: no such folder, no class folders, fewer than two classes, a class with too few images, a class that
             train does not have, split folders mixed with others.
     """
-    root = Path(config.root).expanduser()
-    where = f"dataset.root: {config.root}"
-    check_root(root, where, "give a folder of class folders")
-    parts = _split_folders(root, config, where)
-    names = _class_names(root, parts, config, where)
-
-    numbers = {name: label for label, name in enumerate(names)}
+    where = f"dataset.root: {one_line(config.root)}"
+    root = given_path(config.root, where)
     files: list[tuple[str, int, str]] = []  # relative path, label, split
-    for split, folder in (parts or {"train": root}).items():
-        for child in _subfolders(folder):
-            for file in images_below(child, config.extensions):
-                files.append((relative_name(file, root, where), numbers[child.name], split))
+    with refusing(where):
+        check_root(root, where, "give a folder of class folders")
+        parts = _split_folders(root, config, where)
+        names = _class_names(root, parts, config, where)
+        numbers = {name: label for label, name in enumerate(names)}
+        for split, folder in (parts or {"train": root}).items():
+            for child in _subfolders(folder):
+                for file in images_below(child, config.extensions):
+                    files.append((relative_name(file, root, where), numbers[child.name], split))
     files.sort()
     sample_ids = [file[0] for file in files]
     labels = np.asarray([file[1] for file in files], dtype=np.int64)
@@ -89,17 +105,31 @@ def decode(config: Config, sources: Sequence[str]) -> list[Image.Image | Excepti
 def decode_file(path: str) -> Image.Image | Exception:
     """One image, or why it can not be read."""
     try:
+        _check_file(path)
         data = Path(path).read_bytes()
     except OSError as error:
         return error
     return decode_image(data)
 
 
+def _check_file(path: str) -> None:
+    """Refuse what never ends or does not fit into memory.
+
+    Raises:
+        OSError: a pipe, a device or the like, or more than `MAX_FILE_BYTES`.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if found.st_size > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+
+
 def check_root(root: Path, where: str, hint: str) -> None:
     """Refuse what is no folder, or an empty one."""
     if not root.exists():
-        near = next((parent for parent in root.absolute().parents if parent.is_dir()), None)
-        raise InputError(f"{where}: no such folder (the nearest one that exists is {near}); {hint}")
+        near = next((str(parent) for parent in root.absolute().parents if parent.is_dir()), "/")
+        raise InputError(f"{where}: no such folder (the nearest one that exists is {one_line(near)}); {hint}")
     if not root.is_dir():
         raise InputError(f"{where}: is a file; {hint}, or use `kind: parquet` for parquet files")
     if not any(not _hidden(name) for name in os.listdir(root)):
@@ -165,9 +195,20 @@ def _class_names(root: Path, parts: dict[str, Path], config: Config, where: str)
 
 
 def images_below(folder: Path, extensions: Sequence[str]) -> Iterator[Path]:
-    """Image files below a folder, through symbolic links but for those that lead back to where they came from."""
+    """Image files below a folder, through symbolic links but for those that lead back to where they came from.
+
+    Raises:
+        OSError: a folder that cannot be listed.
+        InputError: links that lead to one folder in more than `MAX_ROUTES` ways.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a split need not have every class
+            raise error
+
     real = {str(folder): frozenset([os.path.realpath(folder)])}
-    for current, folders, files in os.walk(folder, followlinks=True):
+    routes: Counter[str] = Counter()
+    for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         above = real.pop(current)
         kept = []
         for name in folders:
@@ -175,12 +216,17 @@ def images_below(folder: Path, extensions: Sequence[str]) -> Iterator[Path]:
             if not _hidden(name) and not any(f"{place}/".startswith(f"{target}/") for place in above):
                 kept.append(name)
                 real[os.path.join(current, name)] = above | {target}
+                routes[target] += 1
+                if routes[target] > MAX_ROUTES:
+                    raise InputError(
+                        f"{one_line(target)}: symbolic links lead here in more than {MAX_ROUTES} ways; remove some"
+                    )
         folders[:] = kept
         yield from (Path(current, name) for name in files if _is_image(name, extensions))
 
 
 def _has_direct_image(folder: Path, config: Config) -> bool:
-    return any(_is_image(entry.name, config.extensions) and not entry.is_dir() for entry in os.scandir(folder))
+    return any(_is_image(entry.name, config.extensions) and not _is_folder(entry) for entry in os.scandir(folder))
 
 
 def _is_image(name: str, extensions: Sequence[str]) -> bool:
@@ -190,8 +236,15 @@ def _is_image(name: str, extensions: Sequence[str]) -> bool:
 def _subfolders(folder: Path) -> list[Path]:
     """Visible folders, without links back to a folder above (a loop)."""
     above = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
-    children = (Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+    children = (Path(entry.path) for entry in os.scandir(folder) if not _hidden(entry.name) and _is_folder(entry))
     return sorted(child for child in children if os.path.realpath(child) not in above)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _hidden(name: str) -> bool:
@@ -211,6 +264,7 @@ def relative_name(file: Path, root: Path, where: str) -> str:
 def digest(path: str) -> str:
     """Of the bytes; a file that cannot be read has a digest too, since decoding it counts and lists it."""
     try:
+        _check_file(path)
         return file_sha256(path)
     except OSError as error:
         return hashlib.sha256(f"unreadable: {type(error).__name__}".encode()).hexdigest()

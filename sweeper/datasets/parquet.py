@@ -1,7 +1,8 @@
 """Parquet files with an image column (bytes, or the hub's {bytes, path} struct) and a label column.
 
-Labels are integers 0..K-1 or names. Names of integer labels come from `class_names`, else from the ClassLabel that the
-`datasets` library writes into the schema, else they are the numbers. Splits come from the `split` column, else from
+Labels are integers or names. Names of integer labels 0..K-1 come from `class_names`, else from the ClassLabel that the
+`datasets` library writes into the schema (of which only the classes count that have a row); else they are the numbers
+themselves, which may have gaps. Splits come from the `split` column, else from
 file names as on the hub (`train-00000-of-00002.parquet`), else everything is train; a missing val or test is taken
 from train by the seed.
 """
@@ -25,11 +26,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from sweeper.datasets import SPLIT_NAMES, DatasetIndex, Fractions, complete_splits, decode_image, shorten
+from sweeper.datasets import (
+    SPLIT_NAMES,
+    DatasetIndex,
+    Fractions,
+    ImageSize,
+    complete_splits,
+    decode_image,
+    given_path,
+    refusing,
+    shorten,
+)
 from sweeper.datasets._label_column import FileRows, hub_class_names, number_labels
 from sweeper.errors import InputError
 from sweeper.fingerprint import fingerprint
 from sweeper.registry import Settings
+from sweeper.wording import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +58,7 @@ class Config(Settings):
     label: str = "label"
     split: str | None = None
     class_names: tuple[str, ...] | None = None
-    image_size: Annotated[int, Field(ge=8)] = 32
+    image_size: ImageSize = 32
     fractions: Fractions = Fractions()
 
     @field_validator("class_names")
@@ -62,12 +74,13 @@ def index(config: Config, seed: int) -> DatasetIndex:
     """Read labels and splits, and hash the bytes of every image.
 
     Raises:
-        InputError: no such file, a column missing or of another type, a null, a label gap, an unknown split, a class
-            with too few images.
+        InputError: no such file, a column missing or of another type, a null, a negative label, a class without a row,
+            an unknown split, a class with too few images.
     """
-    where = f"dataset.path: {config.path}"
-    base, paths = _files(config.path, where)
-    files = [_scan(path, path.relative_to(base).as_posix(), config, where) for path in paths]
+    where = f"dataset.path: {one_line(config.path)}"
+    with refusing(where):
+        base, paths = _files(config.path, where)
+        files = [_scan(path, path.relative_to(base).as_posix(), config, where) for path in paths]
     sample_ids = [f"{file.name}#{row}" for file in files for row in range(len(file.labels))]
     if not sample_ids:
         raise InputError(f"{where}: no row in {shorten([file.name for file in files])}")
@@ -101,7 +114,7 @@ def decode(config: Config, sources: Sequence[str]) -> list[Image.Image | Excepti
     for path, rows in wanted.items():
         try:
             images = _read_rows(path, config.image, [row for row, _ in rows])
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, LookupError, pa.ArrowException) as error:  # it may have been written anew since
             images = [error] * len(rows)
         for (_, position), data in zip(rows, images, strict=True):
             decoded[position] = decode_image(data) if isinstance(data, bytes) else data
@@ -137,7 +150,7 @@ def _row_group(path: str, modified_ns: int, group: int, column: str) -> pa.Chunk
 
 def _files(path: str, where: str) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the files."""
-    given = Path(path).expanduser()
+    given = given_path(path, where)
     if given.is_dir():
         visible = (
             p for p in given.rglob("*.parquet") if not any(s.startswith(".") for s in p.relative_to(given).parts)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from sweeper.datasets import DatasetIndex, image_folder
+from sweeper.datasets import DatasetIndex, ImageSize, given_path, image_folder, refusing
 from sweeper.errors import InputError
 from sweeper.fingerprint import fingerprint
 from sweeper.registry import Settings
+from sweeper.wording import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +24,7 @@ class Config(Settings):
 
     kind: Literal["unlabelled_folder"] = "unlabelled_folder"
     root: Annotated[str, Field(min_length=1)]
-    image_size: Annotated[int, Field(ge=8)] = 32
+    image_size: ImageSize = 32
     extensions: image_folder.Extensions = image_folder.EXTENSIONS
 
 
@@ -34,12 +34,12 @@ def index(config: Config, seed: int) -> DatasetIndex:
     Raises:
         InputError: no such folder, or fewer than two images.
     """
-    root = Path(config.root).expanduser()
-    where = f"pools.root: {config.root}"
-    image_folder.check_root(root, where, "give a folder of images")
-    files = sorted(
-        image_folder.images_below(root, config.extensions), key=lambda file: file.relative_to(root).as_posix()
-    )
+    where = f"pools.root: {one_line(config.root)}"
+    root = given_path(config.root, where)
+    with refusing(where):
+        image_folder.check_root(root, where, "give a folder of images")
+        found = list(image_folder.images_below(root, config.extensions))
+    files = sorted(found, key=lambda file: file.relative_to(root).as_posix())
     if len(files) < 2:
         raise InputError(f"{where}: {len(files)} images ({', '.join(config.extensions)}); a pool needs at least 2")
     sample_ids = [image_folder.relative_name(file, root, where) for file in files]

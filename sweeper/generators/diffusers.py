@@ -13,7 +13,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -37,8 +37,11 @@ class Config(Settings):
     `prompt` is a template with `{label}` for text-to-image pipelines (underscores of class names become spaces), null
     for class-conditional ones; for those `class_ids[i]` is the pipeline's class of the dataset's class i, by default i.
     `guidance: null` leaves the pipeline's own. `size` is the side in pixels where the pipeline lets one choose.
-    `batch_size` is execution: it changes no image by more than rounding.
+    `batch_size` is execution: it changes no image by more than rounding. `trust: true` admits pipelines that bring
+    code of their own, which is run, and weights that are no safetensors.
     """
+
+    EXECUTION_ONLY: ClassVar[frozenset[str]] = frozenset({"trust"})
 
     kind: Literal["diffusers"] = "diffusers"
     model: str
@@ -51,6 +54,7 @@ class Config(Settings):
     revision: str | None = None
     max_ratio: Annotated[float, Field(ge=0)] = 1.0
     batch_size: Annotated[int, Field(ge=1)] = 64
+    trust: bool = False
 
     @field_validator("prompt")
     @classmethod
@@ -63,8 +67,11 @@ class Config(Settings):
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What decides an image; a local folder counts by its contents, so that it may be moved."""
-    named = config.model_dump(mode="json", exclude={"model", "max_ratio", "batch_size"})
+    """What decides an image; a local folder counts by its contents, so that it may be moved.
+
+    `trust` is no part of it: it admits pipelines, and changes none.
+    """
+    named = config.model_dump(mode="json", exclude={"model", "max_ratio", "batch_size", "trust"})
     path = _local_folder(config)
     return {**named, "model": config.model if path is None else {"folder_sha256": folder_sha256(path)}}
 
@@ -78,10 +85,13 @@ def build(config: Config, device: torch.device | str) -> DiffusersGenerator:
     """
     import torch
 
+    from sweeper.generators import _pipelines
+
     if config.precision == "fp16" and torch.device(device).type == "cpu":
         raise InputError("precision: fp16 needs a GPU, and images are drawn on the CPU here; use fp32 or bf16")
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
-    return DiffusersGenerator(config, _load(config).to(device, dtype))
+    pipeline = _pipelines.load(config.model, _local_folder(config), config.revision, trust=config.trust)
+    return DiffusersGenerator(config, pipeline.to(device, dtype))
 
 
 def flops_an_image(config: Config, class_names: Sequence[str]) -> float | None:
@@ -245,26 +255,3 @@ def _local_folder(config: Config) -> Path | None:
     if config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
         raise InputError(f"model: the folder {config.model} does not exist; allowed: a folder, a hub id, zoo:NAME")
     return None
-
-
-def _load(config: Config) -> Any:
-    """The pipeline on the CPU, without a word on the terminal."""
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    path = _local_folder(config)
-    try:
-        source = config.model if path is None else str(path)
-        pipeline = DiffusionPipeline.from_pretrained(source, revision=config.revision)
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if path is not None:
-            raise InputError(f"model: {config.model} can not be loaded by diffusers: {reason}") from error
-        raise RunFailed(
-            f"{config.model} could not be fetched from the hub: {reason}; check the name and the network, or save the "
-            "pipeline as a folder (save_pretrained) and give it as model:"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import pickle
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sweeper import zoo
+from sweeper import weights, zoo
 from sweeper.errors import InputError, RunFailed
 from sweeper.fingerprint import file_sha256, folder_sha256
 from sweeper.registry import Settings
@@ -33,7 +35,11 @@ class Config(Settings):
     """A teacher. `weights: hub`, `none` (random), a folder, a `.safetensors` file, or `zoo:NAME`.
 
     `input_size` overrides the side in pixels at which images enter; left out, the one that the weights were trained at.
+    `trust: true` admits weights that are no safetensors: a .bin, .pth or .pt file, read by torch's own restricted
+    unpickler (`weights_only`).
     """
+
+    EXECUTION_ONLY: ClassVar[frozenset[str]] = frozenset({"trust"})
 
     kind: Literal["timm"] = "timm"
     model: str | None = None
@@ -41,10 +47,12 @@ class Config(Settings):
     adapt: Adapt = "linear_probe"
     model_args: dict[str, Any] = Field(default_factory=dict)
     input_size: Annotated[int, Field(ge=8)] | None = None
+    trust: bool = False
 
     @model_validator(mode="after")
     def _has_an_architecture(self) -> Config:
-        if self.model is None and (self.weights in (HUB, RANDOM) or self.weights.endswith(".safetensors")):
+        bare = (".safetensors", *weights.PICKLES)
+        if self.model is None and (self.weights in (HUB, RANDOM) or self.weights.endswith(bare)):
             raise ValueError(
                 f"model: weights: {self.weights} needs the name of a timm model; only a folder says its own"
             )
@@ -52,9 +60,14 @@ class Config(Settings):
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What decides the outputs; a local folder or file counts by its contents, so that it may be moved."""
+    """What decides the outputs; a local folder or file counts by its contents, so that it may be moved.
+
+    `trust` is no part of it: it admits weights, and changes none.
+    """
     path = _local_weights(config)
-    named = config.model_dump(mode="json", exclude={"weights"} if path is None else {"weights", "model"})
+    named = config.model_dump(
+        mode="json", exclude={"weights", "trust"} if path is None else {"weights", "trust", "model"}
+    )
     if path is None:
         return {**named, "weights": config.weights}
     if path.is_dir():
@@ -135,13 +148,19 @@ def _local_weights(config: Config) -> Path | None:
     if config.weights.startswith(zoo.PREFIX):
         return zoo.resolve(config.weights)
     path = Path(config.weights).expanduser()
-    if path.is_dir() and (path / "config.json").is_file():
+    if not path.exists():
+        found = "does not exist"
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            found = "has no config.json"
+        elif config.trust or any(path.glob("*.safetensors")):
+            return path
+        else:
+            found = f"has no safetensors; {weights.TRUST}"
+    elif path.suffix == ".safetensors" or (config.trust and path.suffix in weights.PICKLES):
         return path
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    found = (
-        "has no config.json" if path.is_dir() else "is not a .safetensors file" if path.exists() else "does not exist"
-    )
+    else:
+        found = "is not a .safetensors file" + (f"; {weights.TRUST}" if path.suffix in weights.PICKLES else "")
     raise InputError(
         f"weights: {config.weights!r} {found}; allowed: hub, none, zoo:NAME, a .safetensors file, or a folder with "
         "config.json and model.safetensors (timm's local-dir format)"
@@ -149,27 +168,39 @@ def _local_weights(config: Config) -> Path | None:
 
 
 def _from_folder(config: Config, path: Path) -> torch.nn.Module:
-    architecture = json.loads((path / "config.json").read_text(encoding="utf-8")).get("architecture")
+    try:
+        architecture = json.loads((path / "config.json").read_text(encoding="utf-8"))["architecture"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"weights: {config.weights}: config.json is not timm's: {error!r}") from error
     if config.model not in (None, architecture):
         raise InputError(f"model: {config.model!r}, but {config.weights} holds a {architecture!r}; leave `model` out")
     return _create(config.model_copy(update={"model": f"local-dir:{path}"}), pretrained=True)
 
 
 def _from_state_dict(config: Config, path: Path) -> torch.nn.Module:
-    from safetensors.torch import load_file
-
-    weights = load_file(path)
+    found = _state_dict(path)
     described: Any = _create(config, num_classes=1)
     head = described.pretrained_cfg.get("classifier")
-    head_weight = weights.get(f"{head}.weight") if isinstance(head, str) else None
+    head_weight = found.get(f"{head}.weight") if isinstance(head, str) else None
     model = _create(config, num_classes=0 if head_weight is None else len(head_weight))
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(found)
     except RuntimeError as error:
         raise InputError(
             f"weights: {path} does not fit {config.model!r} with model_args {config.model_args}: {error}"
         ) from None
     return model
+
+
+def _state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file; one that is a pickle has been trusted by now, and still may hold tensors alone."""
+    from timm.models import load_state_dict
+
+    try:
+        found: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except Exception as error:  # safetensors, pickle, zipfile and torch raise types of their own
+        raise InputError(f"weights: {path} does not hold weights alone: {str(error).partition(chr(10))[0]}") from error
+    return found
 
 
 def _from_hub(config: Config) -> torch.nn.Module:
@@ -190,6 +221,7 @@ def _from_hub(config: Config) -> torch.nn.Module:
 def _create(config: Config, **how: Any) -> torch.nn.Module:
     """`timm.create_model`, with the user's mistakes turned into InputErrors."""
     import timm
+    from safetensors import SafetensorError
 
     name = str(config.model)
     if ":" not in name and not timm.is_model(name):
@@ -199,10 +231,15 @@ def _create(config: Config, **how: Any) -> torch.nn.Module:
     arguments = dict(config.model_args)
     if config.input_size is not None and _fixed_size(name):
         arguments.setdefault("img_size", config.input_size)
+    what = f"weights: {config.weights}" if name.startswith("local-dir:") else f"model: {name!r}"
+    guard = nullcontext() if config.trust else weights.safetensors_only(what)
     try:
-        model: torch.nn.Module = timm.create_model(name, **how, **arguments)
+        with guard:
+            model: torch.nn.Module = timm.create_model(name, **how, **arguments)
     except (TypeError, AssertionError) as error:
         raise InputError(f"model_args: {config.model_args} does not fit {name!r}: {error}") from None
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        raise InputError(f"{what}: the weights can not be read: {str(error).partition(chr(10))[0]}") from error
     except (RuntimeError, OSError) as error:
         if "Invalid pretrained tag" in str(error) or name.startswith("local-dir:"):
             raise InputError(f"model: {name!r}: {error}") from None

@@ -80,6 +80,25 @@ def test_given_class_names(tmp_path: Path) -> None:
     assert index(at(path, class_names=["cat", "dog"]), 0).class_names == ("cat", "dog")
 
 
+def test_numbers_with_gaps_keep_their_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [7, 3, 900, 7, 10**12] * 4)
+    found = index(at(path), 0)
+    assert found.class_names == ("3", "7", "900", str(10**12))
+    assert found.labels.tolist() == [1, 0, 2, 1, 3] * 4
+    assert found.labels.dtype == np.int64
+
+
+def test_the_hubs_names_without_a_row_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [0, 2] * 5)
+    features = {"label": {"names": ["ant", "bee", "cow", "dog"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    found = index(at(path), 0)
+    assert found.class_names == ("ant", "cow")
+    assert found.labels.tolist() == [0, 1] * 5
+    assert "no row has the label 1 (y), 3 (w)" in refusal(path, class_names=["x", "y", "z", "w"])
+
+
 def test_class_names_differ() -> None:
     with pytest.raises(ValueError, match="cat: given twice"):
         at("x", class_names=["cat", "dog", "cat"])
@@ -198,15 +217,9 @@ def test_null_names_the_row(tmp_path: Path) -> None:
     assert "column 'image' is null in a.parquet#0" in refusal(path)
 
 
-def test_label_gaps(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", [0, 1, 3] * 5)
-    assert "no row has the label 2: 3 labels from 0 to 3 occur where 0 to 3 are expected" in refusal(path)
-    path = write(tmp_path / "a.parquet", [1, 2] * 5)
-    assert "no row has the label 0: 2 labels from 1 to 2 occur where 0 to 2 are expected" in refusal(path)
-    path = write(tmp_path / "a.parquet", [0, 10**12] * 5)
-    assert "no row has the label 1, 2, 3, 4, 5, 6, 7, 8 and 1 more" in refusal(path)
+def test_a_name_without_a_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", TWENTY)
-    assert "no row has the label 2 (eel)" in refusal(path, class_names=["a", "b", "eel"])
+    assert "no row has the label 2 (eel); leave these names out" in refusal(path, class_names=["a", "b", "eel"])
 
 
 def test_labels_out_of_range(tmp_path: Path) -> None:
@@ -226,10 +239,28 @@ def test_files_that_disagree(tmp_path: Path) -> None:
     assert "a.parquet has int64, b.parquet has string" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["x" * 5_000, "~nobody-of-this-name/x.parquet"])
+def test_no_path_at_all(path: str) -> None:
+    with pytest.raises(InputError, match=r"^dataset\.path: .*: not a path: "):
+        index(at(path), 0)
+
+
 def test_too_few(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", ["cat"] * 9 + ["dog"] * 2)
     assert "too few images to be in each of train, val, test: dog (2)" in refusal(path)
     assert "one class only (cat)" in refusal(write(path, ["cat"] * 9))
+    assert "one class only (7)" in refusal(write(path, [7] * 9))
+
+
+def test_a_thousand_classes_of_one_image(tmp_path: Path) -> None:
+    """They can be split by the user alone: nothing can be taken from a class of one."""
+    names = [f"class {number:03d}" for number in range(1000)]
+    path = write(tmp_path / "a.parquet", names, group=1000)
+    assert "each of train, val, test: class 000 (1), " in refusal(path)
+    assert "and 992 more; a class needs at least 3" in refusal(path)
+    parts = ["train"] * 1000 + ["val", "test"]
+    found = index(at(write(path, [*names, names[0], names[1]], part=parts, group=1000), split="part"), 0)
+    assert (len(found.class_names), found.split_counts()) == (1000, {"train": 1000, "val": 1, "test": 1})
 
 
 def test_unknown_and_half_named_splits(tmp_path: Path) -> None:

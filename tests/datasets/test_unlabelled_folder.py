@@ -143,7 +143,13 @@ def test_the_images_stage_takes_an_index_without_classes(ray_session: None, stor
     found = index(config, 0)
     record = ingest.build(store, asked_for(found), config, found)
     assert (record.rows, record.charge) == (100, None)
-    assert record.meta == {"unreadable": [], "class_names": [], "splits": {"train": 100}, "image_size": 8}
+    assert record.meta == {
+        "unreadable": [],
+        "duplicates": [],
+        "class_names": [],
+        "splits": {"train": 100},
+        "image_size": 8,
+    }
     table = store.read_table(record)
     assert table["sample_id"].to_pylist() == found.sample_ids
     assert set(table["split"].to_pylist()) == {"train"}

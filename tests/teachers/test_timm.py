@@ -144,9 +144,9 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     cases = {
         str(tmp_path / "nothing"): "does not exist",
         str(tmp_path): "has no config.json",
-        str(tmp_path / "weights.bin"): "is not a .safetensors file",
+        str(tmp_path / "weights.npz"): "is not a .safetensors file",
     }
-    (tmp_path / "weights.bin").write_bytes(b"")
+    (tmp_path / "weights.npz").write_bytes(b"")
     for weights, reason in cases.items():
         with pytest.raises(InputError, match=f"weights: .* {reason}; allowed: hub, none, zoo:NAME"):
             timm.identity(timm.Config(model="test_resnet", weights=weights))
