@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 HEALTH_CHECK_INTERVAL_S = "0.2"
 CLOSE_TIMEOUT_S = 20.0
+NODES_INTERVAL_S = 2.0
 
 
 class LanePool:
@@ -46,6 +47,7 @@ class LanePool:
         self.mailbox = actor.remote(str(work / "checkpoints"))
         self.threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(plan.num_lanes)]
         self.errors: list[BaseException] = []
+        self.closing = threading.Event()
 
     def start(self) -> None:
         """Launch the lanes; they come up in the background."""
@@ -54,6 +56,16 @@ class LanePool:
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         for thread in self.threads:
             thread.start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Tell the mailbox which nodes are alive: a lane that lost its node may wait for another one for ever."""
+        known: set[str] = set()
+        while not self.closing.wait(NODES_INTERVAL_S):
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            if known - alive:
+                ray.get(self.mailbox.keep.remote(alive))
+            known = alive
 
     def _run(self, number: int) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -97,6 +109,7 @@ class LanePool:
 
     def close(self, abort: bool = False) -> None:
         """Let the lanes end and wait; `abort` leaves running jobs at their next epoch, with their checkpoints."""
+        self.closing.set()
         ray.get(self.mailbox.close.remote(abort))
         for thread in self.threads:
             thread.join(timeout=CLOSE_TIMEOUT_S)

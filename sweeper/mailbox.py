@@ -33,6 +33,7 @@ class Mailbox:
         self.jobs: dict[str, bytes] = {}
         self.held: dict[str, str] = {}
         self.incarnation: dict[str, int] = {}
+        self.nodes: dict[str, str] = {}
         self.deaths: dict[str, int] = {}
         self.messages: dict[str, asyncio.Queue[Message]] = {}
         self.stops: dict[str, asyncio.Event] = {}  # of the jobs that have no end yet
@@ -48,9 +49,10 @@ class Mailbox:
         self.queue.append(job_id)
         await self._wake()
 
-    async def enlist(self, lane: str, pid: int) -> int:
-        """A lane's worker says that it is there; returns its incarnation, which each `take` names."""
+    async def enlist(self, lane: str, pid: int, node: str = "") -> int:
+        """A lane's worker says that it is there, and where; returns its incarnation, which each `take` names."""
         self.incarnation[lane] = self.incarnation.get(lane, 0) + 1
+        self.nodes[lane] = node
         self._log({"type": "lane", "lane": lane, "pid": pid, "incarnation": self.incarnation[lane]})
         await self._wake()
         return self.incarnation[lane]
@@ -75,6 +77,18 @@ class Mailbox:
         self.held[lane] = job_id
         self._log({"type": "start", "lane": lane, "job": job_id})
         return job_id, self.jobs[job_id]
+
+    async def keep(self, nodes: set[str]) -> None:
+        """Only these nodes are left. The job of a lane whose node is gone goes to the next one that is free.
+
+        The lane itself comes back where there is room for it; that may be never.
+        """
+        for lane in [lane for lane, node in self.nodes.items() if node not in nodes]:
+            del self.nodes[lane]
+            self.incarnation[lane] += 1  # whatever its worker still says is late
+            if lane in self.held:
+                self.queue.appendleft(self.held.pop(lane))
+        await self._wake()
 
     async def report(self, lane: str, job_id: str, report: Message) -> None:
         """One epoch is done. A lane need not wait for this to arrive: whether to go on it is told by `stopping`."""

@@ -219,8 +219,9 @@ def lane_loop(settings: dict[str, Any]) -> None:
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = get_device()
     cache = DataCache(Store(settings["store"], reached=True))
+    node = ray.get_runtime_context().get_node_id()
     _warm_up(device)
-    incarnation = ray.get(mailbox.enlist.remote(lane, os.getpid())) if rank == 0 else 0
+    incarnation = ray.get(mailbox.enlist.remote(lane, os.getpid(), node)) if rank == 0 else 0
     while True:
         taken = ray.get(mailbox.take.remote(lane, incarnation)) if rank == 0 else None
         taken = _broadcast(taken, num_ranks)

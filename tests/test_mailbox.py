@@ -325,3 +325,26 @@ async def test_a_search_that_ends_stops_what_runs_and_takes_back_what_waits(fold
     await waiting(mailbox.take("a", incarnation))
     times = [event["time"] for event in mailbox.events]
     assert times == sorted(times), "events say when they happened"
+
+
+@in_loop
+async def test_the_job_of_a_lane_that_lost_its_node_goes_to_the_next_free_one(folder: Path) -> None:
+    mailbox = Mailbox(str(folder))
+    here, there = await mailbox.enlist("a", 1, "here"), await mailbox.enlist("b", 2, "there")
+    for job in ("x", "y", "z"):
+        await mailbox.submit(job, f"job {job}")
+    await mailbox.take("a", here)
+    await mailbox.take("b", there)
+    await mailbox.save("y", b"state")
+    await mailbox.keep({"here", "new"})
+    await mailbox.finish("b", "y", {"state": "completed"})
+    assert await mailbox.take("b", there) is None, "what it says is late"
+    await mailbox.finish("a", "x", {"state": "completed"})
+    assert await mailbox.take("a", here) == ("y", "job y"), "before those that never began"
+    assert await mailbox.load("y") == b"state"
+    again = await mailbox.enlist("b", 3, "new")
+    assert await mailbox.take("b", again) == ("z", "job z")
+    await mailbox.keep({"here", "new"})
+    assert set(mailbox.held.values()) == {"y", "z"}
+    ends = [event["job"] for event in mailbox.events if event["type"] == "end"]
+    assert ends == ["x"]
