@@ -6,10 +6,12 @@ import os
 import time
 from pathlib import Path
 
+PART_SUFFIX = ".part"  # of a file that is not whole yet
+
 
 def part_path(folder: Path, name: str) -> Path:
     """A hidden name beside `name` that no other process uses."""
-    return folder / f".{name}.{os.getpid()}-{time.monotonic_ns()}.part"
+    return folder / f".{name}.{os.getpid()}-{time.monotonic_ns()}{PART_SUFFIX}"
 
 
 def write_synced(path: Path, data: bytes) -> None:

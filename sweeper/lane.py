@@ -47,7 +47,7 @@ class LanePool:
         self.mailbox = actor.remote(str(work / "checkpoints"))
         self.threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(plan.num_lanes)]
         self.errors: list[BaseException] = []
-        self.closing = threading.Event()
+        self.watch, self.closing = threading.Thread(target=self._watch, daemon=True), threading.Event()
 
     def start(self) -> None:
         """Launch the lanes; they come up in the background."""
@@ -56,7 +56,7 @@ class LanePool:
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         for thread in self.threads:
             thread.start()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.watch.start()
 
     def _watch(self) -> None:
         """Tell the mailbox which nodes are alive: a lane that lost its node may wait for another one for ever."""
@@ -110,6 +110,7 @@ class LanePool:
     def close(self, abort: bool = False) -> None:
         """Let the lanes end and wait; `abort` leaves running jobs at their next epoch, with their checkpoints."""
         self.closing.set()
+        self.watch.join(timeout=CLOSE_TIMEOUT_S)  # it asks Ray, which may be gone after this
         ray.get(self.mailbox.close.remote(abort))
         for thread in self.threads:
             thread.join(timeout=CLOSE_TIMEOUT_S)

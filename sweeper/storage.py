@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sweeper.errors import InputError, RunFailed, SweeperError
-from sweeper.files import write_atomically
+from sweeper.files import PART_SUFFIX, write_atomically
 from sweeper.redact import redacted
 
 PATIENCE_S = 60.0  # an outage of 20 s is survived, with the pauses and time-outs in between
@@ -33,7 +33,6 @@ CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 3.0, 10.0  # seconds without a byte; pyar
 SETTLE_S = 0.5  # an object store shows a write to all readers at once; this is for a rival that is between two calls
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _CHUNK_BYTES = 1 << 20
-_PART_SUFFIX = ".part"  # as `files.part_path` names what is not whole yet
 _LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "bucket_creation")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _T = TypeVar("_T")
@@ -93,7 +92,7 @@ class Storage:
         found = {
             info.path[start:]: info
             for info in self.listing(name, recursive=True)
-            if info.is_file and not info.path.endswith(_PART_SUFFIX)
+            if info.is_file and not info.path.endswith(PART_SUFFIX)
         }
         return {key: (found[key].size, self._sha256(f"{name}/{key}") if deep else None) for key in sorted(found)}
 

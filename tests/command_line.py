@@ -43,6 +43,17 @@ def start(folder: Path, *arguments: str, code: str = VERB) -> subprocess.Popen[s
     )
 
 
+def read_to(process: subprocess.Popen[str], pattern: str) -> str:
+    """Its output up to a line that matches."""
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if re.search(pattern, line):
+            return read
+    raise AssertionError(f"it ended without {pattern!r}:\n{read}\n{process.communicate()[1]}")
+
+
 def finish(process: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
     """Wait for its end."""
     try:

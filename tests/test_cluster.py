@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import NOISE, environment, finish, start
+from clusters import lane_workers, running
+from command_line import NOISE, finish, start
 from small_sweep import write_space
 
-# A process of its own: the shared session of this one stays as it is.
 CLUSTER = """
 import json, sys
 from ray.cluster_utils import Cluster
@@ -31,37 +28,9 @@ cluster.shutdown()
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Two nodes of one CPU each; ends with its standard input."""
-    with (tmp_path / "cluster.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER],
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        line = next((line for line in process.stdout if line.startswith('{"address"')), None)
-        assert line is not None, (tmp_path / "cluster.log").read_text()
-        yield json.loads(line)
-        process.stdin.close()
-        process.wait(timeout=60)
-
-
-def lane_workers(raylets: list[int]) -> dict[int, set[str]]:
-    """Ray Train's worker processes by the raylet that started them: Ray names a process after its actor."""
-    found: dict[int, set[str]] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (path / "cmdline").read_bytes().decode(errors="replace")
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if name.startswith("ray::") and "TrainWorker" in name and parent in raylets:
-            found.setdefault(parent, set()).add(path.name)
-    return found
+    """Two nodes of one CPU each."""
+    with running(CLUSTER, tmp_path / "cluster.log") as (_, found):
+        yield found
 
 
 def test_a_sweep_on_two_nodes(cluster: dict[str, Any], tmp_path: Path, generator_folder: Path) -> None:
@@ -75,15 +44,14 @@ def test_a_sweep_on_two_nodes(cluster: dict[str, Any], tmp_path: Path, generator
     finalists = {"count": 1, "seeds": 1, "ablate": False}
     write_space(tmp_path / "space.yaml", generator_folder, trial=trial, search=search, finalists=finalists)
     process = start(tmp_path, "run", "space.yaml", "--address", cluster["address"])
-    seen: dict[int, set[str]] = {}
+    seen: set[int] = set()
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        for raylet, workers in lane_workers(cluster["raylets"]).items():
-            seen.setdefault(raylet, set()).update(workers)
+        seen.update(set(lane_workers().values()) & set(cluster["raylets"]))
         time.sleep(0.1)
     done = finish(process, patience_s=1)
     assert (done.stderr, done.returncode) == ("", 0)
     assert not NOISE.search(done.stdout), NOISE.findall(done.stdout)
-    assert seen.keys() == set(cluster["raylets"]), "a lane needs a CPU and each node has one"
+    assert seen == set(cluster["raylets"]), "a lane needs a CPU and each node has one"
     (folder,) = (tmp_path / "results" / "small").iterdir()
     assert pq.read_table(folder / "trials.parquet")["state"].to_pylist() == ["completed"] * 4

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_line import NOISE, finish, start, sweeper
+from command_line import NOISE, finish, read_to, start, sweeper
 from lane_messages import follow
 from small_sweep import SEED, Built, write_space
 
@@ -62,17 +62,6 @@ def results_of(folder: Path) -> Path:
 
 def command(store: Store) -> tuple[str, ...]:
     return ("run", "space.yaml", "--store", store.uri)
-
-
-def read_to(process: subprocess.Popen[str], pattern: str) -> str:
-    """Its output up to a line that matches."""
-    assert process.stdout is not None
-    read = ""
-    for line in process.stdout:
-        read += line
-        if re.search(pattern, line):
-            return read
-    raise AssertionError(f"it ended without {pattern!r}:\n{read}\n{process.communicate()[1]}")
 
 
 def attributes(folder: Path, name: str) -> dict[int, list[Any]]:

@@ -6,11 +6,10 @@ end has a say in any figure but those of cost, and a disturbed sweep can be comp
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,17 +99,6 @@ class Sweep:
         return max(times + journals)
 
 
-def read_to(process: subprocess.Popen[str], pattern: str) -> str:
-    """Its output up to a line that matches."""
-    assert process.stdout is not None
-    read = ""
-    for line in process.stdout:
-        read += line
-        if re.search(pattern, line):
-            return read
-    raise AssertionError(f"it ended without {pattern!r}:\n{read}\n{process.communicate()[1]}")
-
-
 def kill_after(sweep: Sweep, seconds: float, row: Row) -> bool:
     """Start the sweep and kill its driver after so many seconds; False where it had ended before."""
     process = sweep.start()
@@ -123,22 +111,3 @@ def kill_after(sweep: Sweep, seconds: float, row: Row) -> bool:
         process.communicate()
         return True
     return False
-
-
-def processes(wanted: Callable[[str], bool], parents: set[int] | None = None) -> dict[int, int]:
-    """Parent by process id, of the processes whose command line is wanted."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (path / "cmdline").read_bytes().decode(errors="replace")
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if wanted(name) and (parents is None or parent in parents):
-            found[int(path.name)] = parent
-    return found
-
-
-def is_lane(command_line: str) -> bool:
-    """Ray names a process after its actor."""
-    return command_line.startswith("ray::") and "TrainWorker" in command_line

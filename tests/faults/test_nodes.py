@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import environment
-from harness import TRIAL, Row, Sweep, is_lane, processes, read_to
+from clusters import lane_workers, running
+from command_line import environment, read_to
+from harness import TRIAL, Row, Sweep
 
 pytestmark = pytest.mark.slow
-# A process of its own: the shared session of this one stays as it is. The driver and the mailbox are on the head.
+# The driver and the mailbox are on the head.
 CLUSTER = """
 import json, sys
 from ray.cluster_utils import Cluster
@@ -71,27 +71,13 @@ class ThreeNodes:
         )
 
     def has_lane(self, number: int) -> bool:
-        return bool(processes(is_lane, {self.nodes[number]["raylet"]}))
+        return self.nodes[number]["raylet"] in lane_workers().values()
 
 
 @contextmanager
 def three_nodes(log: Path) -> Iterator[ThreeNodes]:
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER],
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        line = next((line for line in process.stdout if line.startswith('{"address"')), None)
-        assert line is not None, log.read_text()
-        yield ThreeNodes(process, **json.loads(line))
-        process.stdin.close()
-        process.wait(timeout=120)
+    with running(CLUSTER, log) as (process, found):
+        yield ThreeNodes(process, **found)
 
 
 @pytest.mark.parametrize("stage", STAGES)
