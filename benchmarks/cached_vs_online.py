@@ -36,6 +36,7 @@ import torch
 from teacher_pairs import PAIRS, SEED, Pair, Size, Task, prepare, seconds_now
 
 from sweeper import train
+from sweeper.batches import TrialData
 from sweeper.ledger import device_name
 from sweeper.trial import NO_TEACHER, TrialConfig
 
@@ -48,7 +49,7 @@ TERMS: dict[str, Any] = {
 }
 # Of search_spaces/datalimited.yaml, as the whole training of the embedded pair.
 RECIPE: dict[str, Any] = {"epochs": 15, "epoch_size": 640, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.01}
-NO_CHECKPOINTS: Any = SimpleNamespace(load=lambda: None, save=lambda state: None)
+NO_CHECKPOINTS: Any = SimpleNamespace(load=lambda: None, save=lambda state: None, is_urgent=lambda: False)
 
 
 def trial(pair: Pair, way: str, *, normalize: bool = True, **recipe: Any) -> TrialConfig:
@@ -101,23 +102,20 @@ def loss_difference(pair: Pair, task: Task, size: Size, device: torch.device) ->
     return max(abs(a - b) / abs(b) for a, b in zip(cached, online, strict=True))
 
 
-def accuracies(pair: Pair, task: Task, way: str, seeds: int, device: torch.device, epochs: int) -> list[float]:
-    """On the test split, after whole trainings."""
-    found = []
-    for seed in range(seeds):
-        outcome = train.fit(
-            trial(pair, way, epochs=epochs),
-            task.data[way],
-            seed=seed,
-            device=device,
-            report=lambda _: True,
-            slot=NO_CHECKPOINTS,
-            with_test=True,
-            keep_model=False,
-        )
-        assert outcome.accuracy_test is not None
-        found.append(outcome.accuracy_test)
-    return found
+def test_accuracy(config: TrialConfig, data: TrialData, seed: int, device: torch.device) -> float:
+    """Of a whole training."""
+    outcome = train.fit(
+        config,
+        data,
+        seed=seed,
+        device=device,
+        report=lambda _: True,
+        slot=NO_CHECKPOINTS,
+        with_test=True,
+        keep_model=False,
+    )
+    assert outcome.accuracy_test is not None
+    return outcome.accuracy_test
 
 
 def figures(name: str, task: Task, found: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -153,7 +151,13 @@ def measure(name: str, options: argparse.Namespace, device: torch.device) -> dic
     found = figures(name, task, speeds(pair, task, size, device, options.precision))
     found[f"{name}_loss_difference"] = loss_difference(pair, task, size, device)
     if pair.embedded:
-        cached, online = (accuracies(pair, task, way, options.seeds, device, options.epochs) for way in WAYS[:2])
+        cached, online = (
+            [
+                test_accuracy(trial(pair, way, epochs=options.epochs), task.data[way], seed, device)
+                for seed in range(options.seeds)
+            ]
+            for way in WAYS[:2]
+        )
         found |= {
             "accuracy_cached": round(statistics.mean(cached), 4),
             "accuracy_online": round(statistics.mean(online), 4),

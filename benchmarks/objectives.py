@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 SPACE = Path(__file__).parents[1] / "search_spaces" / "datalimited.yaml"
 TEACHER, STUDENT = "cnn", "test_resnet"
 EPOCHS, EPOCH_SIZE, LR = 15, 640, 3e-3
-NO_CHECKPOINTS: Any = SimpleNamespace(load=lambda: None, save=lambda state: None)
+NO_CHECKPOINTS: Any = SimpleNamespace(load=lambda: None, save=lambda state: None, is_urgent=lambda: False)
 
 
 @dataclass(frozen=True)

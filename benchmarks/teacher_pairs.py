@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sweeper import adapt, registry, views
+from sweeper import adapt, probe, registry, views
 from sweeper.batches import ImageSplit, TrialData
 from sweeper.datasets import digits
 from sweeper.sources import CachedTargets, LiveTeacher, view_targets
@@ -122,8 +122,7 @@ def prepare(pair: Pair, num_images: int, device: torch.device) -> Task:
     teacher = kind.build(kind.Config.model_validate(pair.teacher), digits.CLASS_NAMES).to(device)
     if pair.embedded:
         (train_ND, _), (val_MD, _) = (adapt.embed(teacher, splits[name][1], device) for name in ("train", "val"))
-        labels_M = splits["val"][1].labels_B.numpy()
-        head = adapt.fit_probe(train_ND.numpy(), images.labels_B.numpy(), val_MD.numpy(), labels_M)
+        head = probe.fit(train_ND, images.labels_B, val_MD, splits["val"][1].labels_B, device=device)
         teacher.with_classifier(head.weight.detach(), head.bias.detach())
     keys_N = np.array([views.sample_key(sample_id) for sample_id in ids], dtype=np.uint64)
     live = LiveTeacher(teacher=teacher, keys_N=keys_N, views=pair.views, view_seed=SEED)
@@ -152,19 +151,19 @@ def cache(live: LiveTeacher, images: ImageSplit, device: torch.device) -> Cached
     num_views = live.views.per_image
     keys_N = live.keys_N[: len(images)]
     view_NV = np.tile(np.arange(num_views), (len(images), 1))
-    views_NV5 = views.draw_views(live.views, live.view_seed, keys_N, view_NV)
+    views_NVP = views.draw_views(live.views, live.view_seed, keys_N, view_NV)
     owner_R = np.repeat(np.arange(len(images)), num_views)
     found: dict[str, list[np.ndarray]] = {"logits": [], "embedding": []}
     for start in range(0, len(owner_R), CACHE_BATCH):
         rows = slice(start, start + CACHE_BATCH)
         whole_BCHW = images.images_BCHW[owner_R[rows]]
-        out = view_targets(live.teacher, tuple(found), whole_BCHW, views_NV5.reshape(-1, 5)[rows], device)
+        out = view_targets(live.teacher, tuple(found), whole_BCHW, views_NVP.reshape(len(owner_R), -1)[rows], device)
         for name, values in out.items():
             found[name].append(values)
     shape = (len(images), num_views, -1)
     return CachedTargets(
         keys_N=keys_N,
-        views_NV5=views_NV5,
+        views_NVP=views_NVP,
         columns={name: torch.from_numpy(np.concatenate(parts)).view(shape) for name, parts in found.items()},
         classifiers=live.classifiers,
         widths=live.widths,

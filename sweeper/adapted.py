@@ -35,12 +35,11 @@ def load_teacher(store: Store, key: str, config: Settings, class_names: Sequence
     record = store.get(key)
     if record is None:
         raise RunFailed(f"adapted teacher {key[:12]} is not in {store.uri}; run again to build it")
-    teacher: Any = registry.load("teachers", config.kind).build(config, class_names)  # type: ignore[attr-defined]
-    changed = load_tensors(store.read_bytes(record, CHANGED_FILE))
-    if record.meta["adapt"] == "linear_probe":
-        teacher.with_classifier(changed["weight"], changed["bias"])
-    elif record.meta["adapt"] == "fine_tune":
-        teacher.with_classifier(changed["classifier.weight"], changed["classifier.bias"])
-        teacher.load_state_dict(changed)
+    # the classifier is stored: a zero-shot one need not be made of texts again
+    bare = config.model_copy(update={"adapt": "linear_probe"})
+    teacher: Any = registry.load("teachers", config.kind).build(bare, class_names)  # type: ignore[attr-defined]
+    teacher.with_classifier(*load_classifier(store, record))
+    if record.meta["adapt"] == "fine_tune":
+        teacher.load_state_dict(load_tensors(store.read_bytes(record, CHANGED_FILE)))
     adapted: Teacher = teacher
     return adapted

@@ -51,8 +51,9 @@ def build(
         index = plan.index if name is None else plan.pool_indexes[name]
         with held([item]) as leases:
             if leases.keys:
-                with stage("images" if name is None else f"images ({name})", item.units, "images") as counter:
-                    ingest.build(store, item, dataset, index, progress=counter.advance)
+                prefix, title = leases.prefix([item.key]), "images" if name is None else f"images ({name})"
+                with stage(title, item.units, "images") as counter:
+                    ingest.build(store, item, dataset, index, prefix=prefix, progress=counter.advance, tell=tell)
     with held(by_kind.get("adapt", [])) as leases:
         _adapt(plan, store, [item for item in by_kind.get("adapt", ()) if item.key in leases.keys], gpus, stage)
     for item in by_kind.get("synthetic", ()):
@@ -60,7 +61,16 @@ def build(
             if leases.keys:
                 prefix, config = leases.prefix([item.key]), plan.config.synthetic[item.name]
                 with stage(f"synthetic images ({item.name})", item.units, "images") as counter:
-                    synthesize.build(store, item, config, prefix=prefix, gpus=gpus, progress=counter.advance, tell=tell)
+                    synthesize.build(
+                        store,
+                        item,
+                        config,
+                        teachers=plan.config.teachers,
+                        prefix=prefix,
+                        gpus=gpus,
+                        progress=counter.advance,
+                        tell=tell,
+                    )
     with held(by_kind.get("targets", [])) as leases:
         _targets(plan, store, leases, gpus, stage, tell)
     records = {item.key: store.get(item.key) for item in plan.artifacts()}

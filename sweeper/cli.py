@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sweeper import __version__
+from sweeper import __version__, cli_models
 from sweeper.errors import users_error
 
 if TYPE_CHECKING:
@@ -79,31 +79,53 @@ def _options(results: str, store: str, address: str | None = None) -> Options:
 
 @main.command()
 @_space_options
-def plan(space: Path, overrides: tuple[str, ...], results: str, store: str, quiet: bool) -> None:
+@click.option("--cluster", type=click.Path(path_type=Path), help="For a cluster as Ray's launcher file has it.")
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars a device-hour.")
+@click.option("--calibrate/--no-calibrate", default=None, help="Time all models anew, or none; by default new ones.")
+def plan(
+    space: Path,
+    overrides: tuple[str, ...],
+    results: str,
+    store: str,
+    quiet: bool,
+    cluster: Path | None,
+    price: float | None,
+    calibrate: bool | None,
+) -> None:
     """What would be built and trained, and what it would cost. Builds nothing."""
-    from sweeper import spacefile
+    from sweeper import planning, spacefile
     from sweeper.console import Console
-    from sweeper.forecast import forecast
-    from sweeper.pairs import check_models
-    from sweeper.prepared import header, prepare
 
-    read = spacefile.load(space, overrides)
-    prepared = prepare(read, _options(results, store))
-    check_models(read)
-    expected = forecast(prepared.plan, prepared.space.space, prepared.store)
-    Console(quiet=quiet).header(header(prepared, expected))
+    read, options = spacefile.load(space, overrides), _options(results, store)
+    planning.show(read, options, Console(quiet=quiet), cluster=cluster, price=price, calibrate=calibrate)
 
 
 @main.command()
 @_space_options
 @click.option("--address", help="Join a running Ray cluster: auto, host:port or ray://host:port.")
-def run(space: Path, overrides: tuple[str, ...], results: str, store: str, quiet: bool, address: str | None) -> None:
+@click.option("--rehearse", is_flag=True, help="The whole path in minutes, with little data; keeps nothing.")
+def run(
+    space: Path,
+    overrides: tuple[str, ...],
+    results: str,
+    store: str,
+    quiet: bool,
+    address: str | None,
+    rehearse: bool,
+) -> None:
     """Run a sweep, or go on where it stopped."""
-    from sweeper import run as runs
     from sweeper import spacefile
     from sweeper.console import Console
 
-    runs.execute(spacefile.load(space, overrides), _options(results, store, address), Console(quiet=quiet))
+    read, console = spacefile.load(space, overrides), Console(quiet=quiet)
+    if rehearse:
+        from sweeper import rehearsal
+
+        rehearsal.run(read, console, address)
+    else:
+        from sweeper import run as runs
+
+        runs.execute(read, _options(results, store, address), console)
 
 
 @main.command("ls")
@@ -153,19 +175,8 @@ def compare(first: str, second: str, results: str) -> None:
         console.message(f"{path}: {left} | {right}")
 
 
-@main.command()
-@click.argument("run_name", metavar="RUN")
-@click.option("--format", "formats", default="csv,parquet,md,tex,html,json,png", show_default=True)
-@click.option("--out", default=".", show_default=True, help="Folder to write to.")
-@click.option("--results", default="results", show_default=True, help="Where runs land.")
-def export(run_name: str, formats: str, out: str, results: str) -> None:
-    """Write a run's table as csv, parquet, md, tex, html, json, png."""
-    from sweeper import archive
-    from sweeper.console import Console
-
-    console = Console()
-    for path in archive.export(archive.find_run(results, run_name), formats.split(","), out):
-        console.message(str(path))
+main.add_command(cli_models.export)
+main.add_command(cli_models.predict)
 
 
 @main.group()

@@ -14,10 +14,11 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, mod
 
 from sweeper.registry import Settings
 from sweeper.sections import NonNegative, Positive, of_family
-from sweeper.trial import MAX_COUNT, NO_POOL, NO_TEACHER, Count
+from sweeper.trial import NO_POOL, NO_TEACHER, Count
 from sweeper.views import ViewConfig
 
 TOGETHER = "+"
+MAX_LISTED = 10_000  # of what is listed before any of it is begun
 Objective = Literal["accuracy", "gpu_hours"]
 Direction = Literal["max", "min"]
 OBJECTIVES: Mapping[Objective, Direction] = {"accuracy": "max", "gpu_hours": "min"}
@@ -49,7 +50,7 @@ class SearchConfig(Settings):
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     min_gain: Annotated[float, Field(gt=0, lt=1)] | None = None
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "random"] = "tpe"
-    startup: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 10
+    startup: Annotated[int, Field(ge=0, le=MAX_LISTED)] = 10
     points: list[dict[str, Any]] = Field(default_factory=list)
     warm_start: list[str] = Field(default_factory=list)
     front: Literal["anytime", "final"] = "anytime"
@@ -77,8 +78,34 @@ class FinalistConfig(Settings):
     """
 
     count: Count = 6
-    seeds: Count = 3
+    seeds: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 3
     ablate: bool = True
+
+
+class PretrainedCost(Settings):
+    """What a student's pre-trained weights cost whoever made them: hours of this device, or the images that it saw.
+
+    `images` times `epochs` is counted at the speed at which the run itself trains that student.
+    """
+
+    gpu_hours: Positive | None = None
+    images: Count | None = None
+    epochs: Positive | None = None
+
+    @model_validator(mode="after")
+    def _is_given_in_one_way(self) -> PretrainedCost:
+        counted = (self.images is not None, self.epochs is not None)
+        if any(counted) != all(counted) or all(counted) == (self.gpu_hours is not None):
+            raise ValueError("give either `gpu_hours`, or both `images` and `epochs`")
+        return self
+
+    def hours(self, seconds_an_image: float) -> float:
+        """Device-hours, where training on one image takes so many device-seconds."""
+        if self.gpu_hours is not None:
+            return self.gpu_hours
+        assert self.images is not None
+        assert self.epochs is not None
+        return self.images * self.epochs * seconds_an_image / 3600
 
 
 class ResourceConfig(Settings):
@@ -102,6 +129,7 @@ class SweepConfig(Settings):
     trial: dict[str, Any]
     search: SearchConfig
     finalists: FinalistConfig = FinalistConfig()
+    pretrained: dict[str, PretrainedCost] = Field(default_factory=dict, exclude_if=lambda value: not value)
     resources: ResourceConfig = ResourceConfig()
 
     @field_validator("name")
@@ -118,6 +146,19 @@ class SweepConfig(Settings):
     def _one_or_several(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("kind"), str):
             return {"default": value}
+        return value
+
+    @field_validator("synthetic")
+    @classmethod
+    def _filters_ask_a_teacher(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        teachers: dict[str, Any] | None = info.data.get("teachers")
+        for name, generator in value.items():
+            asked = getattr(getattr(generator, "filter", None), "teacher", None)
+            if asked is not None and teachers is not None:  # None: they have errors of their own
+                single = [other for other in teachers if not hasattr(teachers[other], "members")]
+                if asked not in single:
+                    known = ", ".join(single) or "(none)"
+                    raise ValueError(f"{name}.filter.teacher: {asked!r} is not one of the single teachers {known}")
         return value
 
     @field_validator("pools")

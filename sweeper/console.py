@@ -54,7 +54,7 @@ def _natural_width(table: TextTable, gap: int) -> int:
     return Measurement.get(_UNBOUNDED, _UNBOUNDED.options, rich_table(replace(table, caption=""), gap)).maximum
 
 
-def _fitted(table: TextTable, width: int) -> Table:
+def fitted(table: TextTable, width: int) -> Table:
     """The roomiest layout within `width`: two blanks between columns, one, or long names over several lines."""
     for gap in (2, 1):
         if _natural_width(table, gap) <= width:
@@ -83,12 +83,12 @@ def _broken(name: str, width: int, separators: str) -> str:
 
 def pareto_table(records: Sequence[Record], width: int = 80) -> Table:
     """The front as a table that fits in `width` columns; its caption says what the figures are."""
-    return _fitted(tables.pareto(records), width)
+    return fitted(tables.pareto(records), width)
 
 
 def ablation_table(records: Sequence[Record], width: int = 80) -> Table:
     """One line an arm of the ablation, with its gain over training from scratch."""
-    return _fitted(tables.ablation(records), width)
+    return fitted(tables.ablation(records), width)
 
 
 def runs_table(records: Sequence[Record]) -> Table:

@@ -69,6 +69,21 @@ def _problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _ratio_problems(space, tree)
     for section in ("loss.embedding", "pretrain.loss.embedding"):
         yield from _settings_without_effect(space, section)
+    yield from _costs_of_nobody(space, tree)
+
+
+def _costs_of_nobody(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """`pretrained:` is about students that some trial begins with their pre-trained weights."""
+    together = space.joint_finite(["student"], interior=True)
+    used = [found["student"] for found in together if isinstance(found.get("student"), Mapping)]
+    models = list(dict.fromkeys(str(one.get("model")) for one in used if one.get("init") == "pretrained"))
+    costs = tree.get("pretrained")
+    for name in costs if isinstance(costs, Mapping) else ():
+        if name not in models:
+            allowed = ", ".join(models) or "no student has `init: pretrained`"
+            hint = f"allowed: {allowed}{nearest(str(name), models)}"
+            what = f"no trial begins from pre-trained weights of {name!r}"
+            yield Problem(path=f"pretrained.{name}", what=what, hint=hint, is_cross=True)
 
 
 def _names(section: Any) -> list[str]:

@@ -14,13 +14,19 @@ EVAL_BATCH = 512
 
 @torch.no_grad()
 def accuracy(student: torch.nn.Module, split: ImageSplit, batch_size: int = EVAL_BATCH) -> float:
-    """Top-1 accuracy in [0, 1]; leaves the student in the mode (train or eval) in which it came."""
+    """Top-1 accuracy in [0, 1]; leaves the student in the mode (train or eval) in which it came.
+
+    Args:
+        split: on the student's device, or on the host.
+    """
     was_training = student.training
     student.eval()
-    right = torch.zeros((), dtype=torch.long, device=split.images_BCHW.device)
+    device = next(student.parameters(), split.images_BCHW).device
+    right = torch.zeros((), dtype=torch.long, device=device)
     for start in range(0, len(split), batch_size):
-        images_BCHW = split.images_BCHW[start : start + batch_size].float().div_(255)
+        part = slice(start, start + batch_size)
+        images_BCHW = split.images_BCHW[part].to(device).float().div_(255)
         predicted_B = student(images_BCHW).logits_BK.argmax(dim=1)
-        right += (predicted_B == split.labels_B[start : start + batch_size]).sum()
+        right += (predicted_B == split.labels_B[part].to(device)).sum()
     student.train(was_training)
     return float(right) / max(1, len(split))

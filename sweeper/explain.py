@@ -22,9 +22,11 @@ from sweeper.wording import one_line
 
 FAMILY_OF_FIELD = {
     "dataset": "datasets",
+    "of": "datasets",
     "pools": "datasets",
     "teachers": "teachers",
     "synthetic": "generators",
+    "filter": "filters",
     "scheduler": "schedulers",
     "embedding": "losses",
 }

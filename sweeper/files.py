@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 PART_SUFFIX = ".part"  # of a file that is not whole yet
@@ -33,3 +36,24 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """A folder with exactly these files; an earlier one is replaced as a whole. Makes the folders above it.
+
+    A process that is killed leaves the earlier folder or the new one, or in between neither and both beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = part_path(path.parent, path.name)
+    staged.mkdir()
+    try:
+        for name, data in files.items():
+            write_synced(staged / name, data)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(part_path(path.parent, path.name))
+    staged.rename(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PART_SUFFIX}"):
+        shutil.rmtree(leftover)

@@ -101,10 +101,11 @@ def _others(chosen: Sequence[Candidate], more: Sequence[Candidate]) -> list[Cand
 
 
 def arms(candidates: Sequence[Candidate]) -> list[Entry]:
-    """The ablation's arms, most complete first; fewer where no trial had a teacher, synthetic images or a pool.
+    """The ablation's arms, most complete first; fewer where no trial had what an arm is about.
 
     `distilled` and `scratch` keep the recipe of the best candidate that was taught on the task, and its epochs;
-    `pretrained` is the best that was taught on a pool, whose recipe `scratch` keeps where no other was taught.
+    `pretrained` is the best that was taught on a pool, whose recipe `scratch` keeps where no other was taught;
+    `finetuned` the best that began from pre-trained weights and had no teacher, of the same student where there is one.
     """
 
     def best(role: str, of: Sequence[Candidate]) -> Entry:
@@ -125,9 +126,20 @@ def arms(candidates: Sequence[Candidate]) -> list[Entry]:
         found.append(best("pretrained", pretrained))
     if found:
         model = model if taught else found[-1]
+        student = model.config.student
+        tuned = [c for c in candidates if is_finetuned(c.config)]
+        alike = [c for c in tuned if c.config.student.model == student.model]
+        found += [best("finetuned", alike or tuned)] if tuned else []
         nothing = {"teacher": NO_TEACHER, "loss": LossSection(), "synthetic": SyntheticUse(), "pretrain": Pretrain()}
+        nothing |= {"student": student.model_copy(update={"init": "random"})}
         found.append(replace(model, role="scratch", config=model.config.model_copy(update=nothing)))
     return found
+
+
+def is_finetuned(config: TrialConfig) -> bool:
+    """The baseline of every saving: pre-trained weights, trained on the task's own images without a teacher."""
+    alone = config.taught_by == NO_TEACHER and not config.synthetic.ratio
+    return alone and config.student.init == "pretrained"
 
 
 def _key(config: TrialConfig) -> str:

@@ -1,74 +1,138 @@
 """What a sweep should cost before it starts: device-seconds of what is missing, of the search and of the finalists.
 
-Where the store knows how long this teacher or generator took, that is scaled; else its operations are counted
-(`flops`) and divided by what models of this size reach on a slot. What can not be counted, such as a pipeline that is
-not on disk yet, is called unknown instead of being guessed. Nothing is built and no weight is read.
+Where the store knows how long this teacher or generator took, that is scaled; else models are timed or counted
+(`costs`). What can not be told, such as a pipeline that is not on disk yet, is called unknown instead of being guessed.
+Nothing is built and no weight is read.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sweeper import registry
-from sweeper.config import ResourceConfig, SweepConfig
-from sweeper.fingerprint import fingerprint
+from sweeper import place as places
+from sweeper import registry, sizes
+from sweeper.calibration import Calibration
+from sweeper.config import SweepConfig
+from sweeper.costs import PROBE_S, Costs
+from sweeper.ledger import SECONDS_PER_HOUR
+from sweeper.past import Past
+from sweeper.place import Place
 from sweeper.plan import Artifact, Plan
-from sweeper.space import Space, nested
-from sweeper.store import Record, Store
+from sweeper.space import Space
+from sweeper.store import Store
 from sweeper.tables import duration
-from sweeper.trial import StudentConfig, TrainConfig, TrialConfig, most_epochs
+from sweeper.trial import most_epochs
 
-if TYPE_CHECKING:
-    from sweeper.student import Student
-
-# What forwards and backwards reach on one slot, and what a batch costs besides (views, optimiser, launches).
-# One thread of a 2025 server core: 19 to 27 GFLOP/s training the students of search_spaces/ (benchmarks/README.md).
-RATE_CPU_FLOPS, RATE_GPU_FLOPS = 2e10, 1e13
-BATCH_S = 0.005
-BACKWARD_FACTOR = 3.0  # forward and backward against forward alone
-EVALUATION_BATCH = 256
-PROBE_S = 2.0  # a linear probe's own fit, whatever the number of images of a small task
-START_S = 30.0  # of the wall clock, on two cores: Ray, the stages' workers, the lanes
-MOST_STUDENTS = 12  # counted at 0.1 s each; of more, so many are drawn evenly
+START_S = 15.0  # of the wall clock, on two cores: Ray and the lanes
+PASS_S = 10.0  # and each stage's workers
+# Rows of `front: anytime` end anywhere between a recipe's first epochs and its last. Their retrainings and those of the
+# arms trained 0.42, 0.61 and 0.71 of all epochs in three runs of the embedded default.
+ANYTIME_SHARE = 0.6
+# Rows that a worker of a stage has at least (twice a batch of `synthesize` and of `targets`).
+LEAST_ROWS = {"synthetic": 128, "targets": 256}
 TITLES = {"adapt": "teachers"}
+UNITS = {"images": "images", "adapt": "images", "synthetic": "images", "targets": "views"}
+CACHED, BEFORE, TIMED, COUNTED, UNKNOWN = "cached", "measured before", "measured", "counted", "not known"
+NO_DEVICE = ""
 WIDTH, INDENT, HARD_SPACE = 99, 13, "\xa0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A part of a sweep.
+
+    Attributes:
+        kind: images, adapt, synthetic, targets, search or finalists.
+        samples: how many `unit`s it is made of.
+        bytes: in the store, roughly; None where nobody knows, 0 for what the store does not hold.
+        seconds: of devices; None where nobody knows.
+        workers: that share it. start_s: until they work, on the clock.
+        basis: where the seconds come from.
+    """
+
+    kind: str
+    name: str
+    samples: int | None
+    unit: str
+    bytes: int | None
+    seconds: float | None
+    workers: int = 1
+    start_s: float = 0.0
+    basis: str = COUNTED
+
+    @property
+    def wall_s(self) -> float | None:
+        """On the clock."""
+        return None if self.seconds is None else self.start_s + self.seconds / self.workers
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Device-seconds by stage, in the order of the work, and what they rest on.
+    """The parts of a sweep in the order of the work.
 
     Attributes:
-        measured: stages that the store knew; the others were counted.
-        unknown: what is left out, for people.
-        slot: `CPU` or `GPU`.
         lanes: how many trainings run at a time, where that is known.
     """
 
-    seconds: dict[str, float]
-    measured: tuple[str, ...]
-    unknown: tuple[str, ...]
-    slot: str
+    rows: tuple[Row, ...]
+    place: Place
     lanes: int | None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Device-seconds by stage, of those that take any."""
+        found: dict[str, float] = {}
+        for row in self.rows:
+            if row.seconds is not None and row.basis not in (CACHED, NO_DEVICE):
+                found[row.kind] = found.get(row.kind, 0.0) + row.seconds
+        return found
+
+    @property
+    def wall(self) -> dict[str, float]:
+        """Seconds on the clock by stage."""
+        found: dict[str, float] = {}
+        for row in self.rows:
+            if row.basis not in (CACHED, UNKNOWN):
+                found[row.kind] = found.get(row.kind, 0.0) + (row.wall_s or 0.0)
+        return found
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Stages that the store knew."""
+        return tuple(dict.fromkeys(row.kind for row in self.rows if row.basis == BEFORE))
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What is left out, for people."""
+        left = [row for row in self.rows if row.basis == UNKNOWN]
+        names = [f"{TITLES.get(r.kind, r.kind)} of {r.name}" if r.kind in UNITS else "training" for r in left]
+        return tuple(dict.fromkeys(names))
 
     @property
     def total(self) -> float:
         return math.fsum(self.seconds.values())
 
     @property
-    def rate_flops(self) -> float:
-        """Operations a second of one slot."""
-        return RATE_GPU_FLOPS if self.slot == "GPU" else RATE_CPU_FLOPS
+    def wall_s(self) -> float | None:
+        """On the clock, with the start of Ray and the lanes; None where the lanes are not known."""
+        return None if self.lanes is None else START_S + math.fsum(self.wall.values())
+
+    def dollars(self, seconds: float | None) -> float | None:
+        """Of so much device time; None without a price."""
+        if self.place.price is None or seconds is None:
+            return None
+        return self.place.price * seconds / SECONDS_PER_HOUR
 
     @property
-    def wall_s(self) -> float | None:
-        """On the clock, with the start of Ray and the lanes."""
-        return None if self.lanes is None else START_S + self.total / self.lanes
+    def total_dollars(self) -> float | None:
+        """Of all device time, and of a head that is paid besides."""
+        head = (self.place.head_price or 0.0) * (self.wall_s or 0.0) / SECONDS_PER_HOUR
+        found = self.dollars(self.total)
+        return None if found is None else found + head
 
     def lines(self) -> list[str]:
         """For the header, at most `WIDTH` columns wide."""
@@ -76,7 +140,7 @@ class Forecast:
         said = f"{_time(self.total)} of device time: {parts or 'nothing'}"
         if self.wall_s is not None:
             said += f"; about {_time(self.wall_s)} on {self.lanes} lane{'s' if self.lanes != 1 else ''}"
-        said += f" at {self.rate_flops / 1e9:,.0f} GFLOP/s a {self.slot} slot"
+        said += f", {self.basis}"
         if self.measured:
             said += f", {' and '.join(TITLES.get(name, name) for name in self.measured)} as measured before"
         if self.unknown:
@@ -84,217 +148,143 @@ class Forecast:
         lines = textwrap.wrap(said, WIDTH, initial_indent="  forecast   ", subsequent_indent=" " * INDENT)
         return [line.replace(HARD_SPACE, " ") for line in lines]
 
+    @property
+    def basis(self) -> str:
+        """Where the device time of models comes from, for people."""
+        bases = {row.basis for row in self.rows}
+        said = ["timed on this device"] if TIMED in bases else []
+        return " or ".join([*said, *([f"counted at {self.place.slot.basis}"] if COUNTED in bases or not said else [])])
+
 
 def _time(seconds: float) -> str:
     """A duration that no line break tears."""
     return duration(seconds).replace(" ", HARD_SPACE)
 
 
-def forecast(plan: Plan, space: Space, store: Store, *, is_local: bool = True) -> Forecast:
-    """Device-seconds that the missing artifacts, the search and the finalists should take.
+def forecast(
+    plan: Plan,
+    space: Space,
+    store: Store,
+    place: Place | None = None,
+    *,
+    calibration: Calibration | None = None,
+    within: Callable[[float], float] | None = None,
+    again: bool = False,
+) -> Forecast:
+    """What the missing artifacts, the search and the finalists should take.
 
     Args:
-        is_local: the run starts Ray on this machine, so that its number of lanes can be told.
+        place: where the sweep would run; None for this machine.
+        calibration: what was timed on this device; None to count operations only.
+        within: from the device-seconds that are known so far to those on the clock in which models are timed that were
+            not yet; again: those that were, too.
     """
-    import torch
+    place = place or places.here()
+    lanes = place.lanes(plan.config)
+    missing = plan.missing(store)
+    worked = [item for item in missing if item.kind != "images"]  # decoding is nobody's device time
+    past = Past(plan, store, place.slot.device, PROBE_S)
+    before = {item.key: past.seconds(item) for item in worked}
+    costs = Costs(plan, space, place.slot, calibration)
 
-    slot = "GPU" if torch.cuda.is_available() else "CPU"
-    seconds: dict[str, float] = {}
-    measured: list[str] = []
-    unknown: list[str] = []
-    past = _Past(plan, store, "cpu" if slot == "CPU" else torch.cuda.get_device_name())
-    counted = _Counted(plan, slot)
-    for item in plan.missing(store):
-        if item.kind == "images":  # decoding is nobody's device time
-            continue
-        known = past.seconds(item)
-        found = known if known is not None else counted.seconds(item)
-        if found is None:
-            unknown.append(f"{TITLES.get(item.kind, item.kind)} of {item.name}")
-            continue
-        if known is not None:
-            measured.append(item.kind)
-        seconds[item.kind] = seconds.get(item.kind, 0.0) + found
-    training = _training_seconds(plan, _points(space), counted)
-    lanes = _local_lanes(plan.config, slot) if is_local else None
-    if training is None:
-        unknown.append("training")
-    else:
-        shared = math.fsum(seconds.values())
-        seconds["search"], seconds["finalists"] = _search_seconds(plan.config, space, training, shared, lanes or 1)
-    return Forecast(seconds, tuple(dict.fromkeys(measured)), tuple(dict.fromkeys(unknown)), slot, lanes)
+    def told() -> Forecast:
+        rows = list(_artifacts(plan, missing, costs, before, place))
+        return Forecast((*rows, *_trainings(plan.config, space, costs, rows, lanes or 1)), place, lanes)
+
+    found = told()
+    if calibration is None or within is None or (within_s := within(found.total)) <= 0:
+        return found
+    costs.calibrate([item for item in worked if before[item.key] is None], within_s, again=again)
+    return told()
 
 
-class _Past:
-    """What the store's artifacts took on a device like this one."""
-
-    def __init__(self, plan: Plan, store: Store, device: str) -> None:
-        self.makers = {item.key: item.spec["teacher"] for item in plan.adapt.values()}
-        records = [r for r in store.records() if r.kind != "images"] if plan.missing(store) else []
-        self.makers |= {r.key: r.spec["teacher"] for r in records if r.kind == "adapt"}
-        self.groups: dict[str, list[Record]] = {}
-        for record in records:
-            if record.charge is not None and record.charge.device == device and record.charge.units:
-                self.groups.setdefault(self._group(record), []).append(record)
-
-    def _group(self, made: Artifact | Record) -> str:
-        """Artifacts of one kind by one teacher or generator."""
-        if made.kind == "targets":
-            return fingerprint([made.kind, self.makers.get(made.spec["adapt"])])
-        return fingerprint([made.kind, made.spec["teacher" if made.kind == "adapt" else "generator"]])
-
-    def seconds(self, item: Artifact) -> float | None:
-        """The seconds a unit of its like, without what does not grow with the images."""
-        charges = [record.charge for record in self.groups.get(self._group(item), ()) if record.charge]
-        if not charges:
-            return None
-        fixed = PROBE_S if item.kind == "adapt" else 0.0
-        grows = math.fsum(max(0.0, charge.seconds - fixed) for charge in charges) / sum(c.units for c in charges)
-        return min(fixed, min(c.seconds for c in charges)) + grows * item.units
-
-
-def _seconds(flops: float, num_batches: float, slot: str) -> float:
-    return flops / (RATE_GPU_FLOPS if slot == "GPU" else RATE_CPU_FLOPS) + num_batches * BATCH_S
-
-
-class _Counted:
-    """Device-seconds of artifacts by the operations of the models that make them, each counted once."""
-
-    def __init__(self, plan: Plan, slot: str) -> None:
-        self.plan, self.slot = plan, slot
-        self.known: dict[tuple[str, str], float | None] = {}
-
-    def flops_an_image(self, family: str, name: str, config: Any) -> float | None:
-        """What the kind's module counts, where it does."""
-        if (family, name) not in self.known:
-            count = getattr(registry.load(family, config.kind), "flops_an_image", None)
-            self.known[family, name] = count(config, self.plan.index.class_names) if count else None
-        return self.known[family, name]
-
-    def seconds(self, item: Artifact) -> float | None:
-        """None where the model can not be counted."""
-        if item.kind == "synthetic":
-            flops = self.flops_an_image("generators", item.name, self.plan.config.synthetic[item.name])
-        else:
-            config: Any = self.plan.config.teachers[item.name]
-            flops = self.flops_an_image("teachers", item.name, config)
-        if flops is None:
-            return None
-        if item.kind != "adapt":
-            return _seconds(flops * item.units, item.units / EVALUATION_BATCH, self.slot)
-        return 0.0 if config.adapt == "none" else self._adapt_seconds(config.adapt, flops, item.units)
-
-    def live_flops(self, trial: TrialConfig) -> float:
-        """Operations of the teachers that a trial runs in its loop, on one image; 0 where none does or none counts."""
-        members = self.plan.config.members(trial.teacher) if trial.is_online else ()
-        teachers = self.plan.config.teachers
-        return math.fsum(self.flops_an_image("teachers", name, teachers[name]) or 0.0 for name in members)
-
-    def _adapt_seconds(self, way: str, flops: float, num_train: int) -> float:
-        from sweeper import adapt
-
-        num_images = num_train + self.plan.index.split_counts()["val"]
-        total = PROBE_S + _seconds(flops * num_images, num_images / adapt.BATCH, self.slot)
-        if way == "fine_tune":
-            work = BACKWARD_FACTOR * flops * adapt.FINE_TUNE_STEPS * adapt.FINE_TUNE_BATCH
-            total += _seconds(work, adapt.FINE_TUNE_STEPS, self.slot)
-        return total
+def _artifacts(
+    plan: Plan, missing: list[Artifact], costs: Costs, before: dict[str, float | None], place: Place
+) -> Iterator[Row]:
+    """One row for each kind and name; of a name whose parts are partly there, what is missing."""
+    absent = {item.key for item in missing}
+    size_of = sizes.bytes_of(plan)
+    named: dict[tuple[str, str], list[Artifact]] = {}
+    for item in plan.artifacts():
+        named.setdefault((item.kind, item.name), []).append(item)
+    num_teachers = max(1, sum(item.kind == "adapt" for item in missing))
+    begun: set[str] = set()
+    for (kind, name), items in named.items():
+        new = [item for item in items if item.key in absent]
+        images = sum(item.units for item in new) // (plan.config.views.per_image if kind == "targets" else 1)
+        most = num_teachers if kind == "adapt" else max(1, math.ceil(images / LEAST_ROWS.get(kind, 1)))
+        known = [0.0 if kind == "images" else before[item.key] for item in new]
+        seconds = [costs.artifact(i) if b is None else b for i, b in zip(new, known, strict=True)]
+        found = [size_of(item) for item in new]
+        passes = int(kind not in begun) if kind in ("adapt", "targets") else len(new)  # those have one for all names
+        begun |= {kind} if new else set()
+        yield Row(
+            kind=kind,
+            name=name,
+            samples=sum(item.units for item in new or items),
+            unit=UNITS[kind],
+            bytes=None if None in found else sum(value or 0 for value in found),
+            seconds=None if None in seconds else math.fsum(value or 0.0 for value in seconds),
+            workers=min(place.num_devices, most),
+            start_s=PASS_S * passes if new else 0.0,
+            basis=_basis(new, known, seconds, costs),
+        )
 
 
-def _points(space: Space) -> list[TrialConfig]:
-    """Every combination of what decides a training's length, other leaves at their defaults."""
-    paths = ["student", "synthetic.source", "synthetic.ratio", "train.epochs", "train.epoch_size", "train.batch_size"]
-    paths += ["pretrain.pool", "pretrain.teacher", *(f"pretrain.{path}" for path in paths if path.startswith("train."))]
-    paths += ["teacher", "loss.embedding.kind", "pretrain.loss.embedding.kind"]  # who may run in the loop
-    try:
-        trees = [nested(values) for values in space.joint_finite(paths, interior=True)]
-    except ValueError:  # more combinations than it lists: the corners stand for them
-        trees = list(space.corners())
-    # what cross-entropy weighs has no part in this, and is 0 at the open end of a range
-    return [TrialConfig.model_validate({**tree, "loss": {**tree.get("loss", {}), "ce": 1.0}}) for tree in trees]
+def _basis(new: list[Artifact], known: list[float | None], seconds: list[float | None], costs: Costs) -> str:
+    if not new:
+        return CACHED
+    if new[0].kind == "images":
+        return NO_DEVICE
+    if None in seconds:
+        return UNKNOWN
+    if None not in known:
+        return BEFORE
+    return TIMED if costs.is_measured(new[0]) else COUNTED
 
 
-def _training_seconds(plan: Plan, points: Sequence[TrialConfig], counted: _Counted) -> tuple[float, float] | None:
-    """Mean device-seconds of a pre-training and of the task, over the points whose students can be counted."""
-    students = {fingerprint(point.student): point.student for point in points}
-    step = math.ceil(len(students) / MOST_STUDENTS)
-    size = int(plan.config.dataset.image_size)  # type: ignore[attr-defined]
-    flops = {key: student_flops(students[key], len(plan.index.class_names), size) for key in list(students)[::step]}
-    num_val = plan.index.split_counts()["val"]
-    found = []
-    for point in points:
-        forward = flops.get(fingerprint(point.student))
-        if forward is None:
-            continue
-        num_images = plan.num_train + plan.num_synthetic(point)
-        task = _recipe_seconds(point.train, forward, num_images, num_val, counted.slot, counted.live_flops(point))
-        before = 0.0
-        if point.pretraining is not None:
-            first, pool = point.pretraining, plan.pools[point.pretrain.pool].units
-            before = _recipe_seconds(first.train, forward, pool, 0, counted.slot, counted.live_flops(first))
-        found.append((before, task))
-    if not found:
-        return None
-    befores, tasks = zip(*found, strict=True)
-    return math.fsum(befores) / len(found), math.fsum(tasks) / len(found)
+def _trainings(config: SweepConfig, space: Space, costs: Costs, rows: list[Row], lanes: int) -> Iterator[Row]:
+    """The search and the finalists."""
+    final = config.finalists
+    num_arms = 2 + bool(config.pools) if final.ablate and config.teachers else 0  # one more is a finalist, as a rule
+    num_final = (final.count + num_arms) * final.seeds
+    training = costs.training()
+    search, finalists = None, None
+    if training is not None:
+        shared = math.fsum(row.seconds or 0.0 for row in rows)
+        before, task = training
+        search = _search_seconds(config, space, before, task, shared, lanes)
+        share = ANYTIME_SHARE if config.search.front == "anytime" else 1.0
+        finalists = num_final * (before + task * share)
+    basis = UNKNOWN if training is None else TIMED if costs.are_trainings_measured else COUNTED
+    for kind, count, seconds in (("search", config.search.trials, search), ("finalists", num_final, finalists)):
+        seeds = f"{final.seeds} seed{'s' if final.seeds > 1 else ''}"
+        unit, name = ("trials", config.search.sampler) if kind == "search" else ("trainings", seeds)
+        yield Row(
+            kind=kind,
+            name=name,
+            samples=count,
+            unit=unit,
+            bytes=0,
+            seconds=seconds,
+            workers=min(lanes, count or lanes),
+            basis=basis,
+        )
 
 
-def _recipe_seconds(
-    recipe: TrainConfig, forward: float, num_images: int, num_val: int, slot: str, live: float
-) -> float:
-    """Of all epochs, each with its validation.
+def _search_seconds(config: SweepConfig, space: Space, before: float, task: float, shared: float, lanes: int) -> float:
+    """Device-seconds of the search, its scheduler's early stops expected.
 
     Args:
-        forward, live: operations of the student and of a teacher in the loop on one image.
-    """
-    num_steps = math.ceil((recipe.epoch_size or num_images) / recipe.batch_size)
-    work = forward * (BACKWARD_FACTOR * num_steps * recipe.batch_size + num_val)
-    work += live * num_steps * recipe.batch_size
-    return recipe.epochs * _seconds(work, num_steps + num_val / EVALUATION_BATCH, slot)
-
-
-def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> float | None:
-    """Operations of a student's forward on one image."""
-    import torch
-
-    from sweeper import flops, student
-
-    def make() -> Student:
-        return student.build(config.model_copy(update={"init": "random"}), num_classes, image_size, seed=0)
-
-    return flops.forward_flops(make, lambda model: model(torch.empty(1, 3, image_size, image_size)))
-
-
-def _search_seconds(
-    config: SweepConfig, space: Space, training: tuple[float, float], shared: float, lanes: int
-) -> tuple[float, float]:
-    """Device-seconds of the search, its scheduler's early stops expected, and of the finalists.
-
-    Args:
-        training: mean seconds of a pre-training, which no scheduler stops, and of a whole training on the task.
+        before, task: mean seconds of a pre-training, which no scheduler stops, and of a whole training on the task.
         shared: seconds of the artifacts, in a budget of GPU-hours. lanes: filled while a budget on the clock lasts.
     """
     scheduler: Any = config.search.scheduler
     share: Callable[..., float] | None = getattr(registry.load("schedulers", scheduler.kind), "expected_share", None)
     max_epochs = most_epochs(space.corners())
-    before, task = training
     budgets = []
-    if config.search.trials is not None:
-        budgets.append(config.search.trials * (before + task * (share(scheduler, max_epochs) if share else 1.0)))
+    if (trials := config.search.trials) is not None:
+        budgets.append(trials * (before + task * (share(scheduler, max_epochs, trials) if share else 1.0)))
     budgets += [max(0.0, config.search.gpu_hours * 3600 - shared)] if config.search.gpu_hours is not None else []
     budgets += [config.search.wall_hours * 3600 * lanes] if config.search.wall_hours is not None else []
-    final = config.finalists
-    num_arms = 2 + bool(config.pools) if final.ablate and config.teachers else 0  # one more is a finalist, as a rule
-    return min(budgets), (final.count + num_arms) * final.seeds * (before + task)
-
-
-def _local_lanes(config: SweepConfig, slot: str) -> int:
-    """Lanes that this machine holds, as `slots.plan_lanes` will find."""
-    resources: ResourceConfig = config.resources
-    workers = resources.workers_per_trial
-    num_lanes = len(os.sched_getaffinity(0)) // (resources.cpus_per_trial * workers)
-    if slot == "GPU" and resources.gpus_per_trial:
-        import torch
-
-        num_lanes = min(num_lanes, int(torch.cuda.device_count() / (resources.gpus_per_trial * workers)))
-    return max(1, min(num_lanes, config.search.trials or num_lanes))
+    return min(budgets)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from sweeper.batches import BatchStream
+from sweeper.feeding import BatchStream
 from sweeper.outcome import TrialFailed
 
 HALVES = 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sweeper import finalists, insight, report
+from sweeper import adaptations, finalists, insight, report
 from sweeper.desk import candidates_of
 from sweeper.finalists import Candidate, Entry, Summary
 from sweeper.ledger import SECONDS_PER_HOUR, Charge, Cost, amortize, training_charges
@@ -16,6 +16,7 @@ from sweeper.racing import Reached, front_probability, winners_curse
 from sweeper.results import RunFolder
 from sweeper.retrainings import Outcomes
 from sweeper.rows import FinalRow, Record, TrialRow, mean_and_std
+from sweeper.savings import Savings, Training
 from sweeper.store import Record as Artifact
 from sweeper.study import Study
 from sweeper.trial import TrialConfig
@@ -72,8 +73,15 @@ def _common(config: TrialConfig, params: int, device: str) -> dict[str, Any]:
     }
 
 
-def write(folder: RunFolder, plan: Plan, records: Mapping[str, Artifact], book: Study, finals: Sequence[Final]) -> None:
-    """Write every file of the results; the marker of a finished run comes last."""
+def write(
+    folder: RunFolder,
+    plan: Plan,
+    records: Mapping[str, Artifact],
+    book: Study,
+    finals: Sequence[Final],
+    leaked: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write every file of the results; the marker of a finished run comes last. `leaked`: images in pools, too."""
     device = device_of(records.values())
     trials = book.trials()
     configs = [TrialConfig.model_validate(t.user_attrs["config"]) for t in trials]
@@ -83,26 +91,16 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Artifact], book: 
     mask = finalists.on_front(found, plan.config.search.objectives)
     front = {(c.trial, c.epochs) for c, is_on in zip(found, mask, strict=True) if is_on}
     on_front = {trial for trial, _ in front}
+    trainings = [_training(c, o, Cost(**o["cost"])) for c, o in zip(configs, outcomes, strict=True)]
+    savings = Savings(plan, trainings)
     rows = [
-        TrialRow(
-            trial=trial.number,
-            epochs=outcome["epochs"],
-            accuracy_val=float("nan") if outcome["accuracy_val"] is None else outcome["accuracy_val"],
-            cost=Cost(**outcome["cost"]),
-            gpu_hours_amortized=amortized,
-            state=outcome["state"],
-            error=outcome["error"],
-            config=trial.user_attrs["config"],
-            on_front=trial.number in on_front,
-            extra=_pretrain_hours(finalists.pretrain_seconds(outcome)) | _batch_parts(outcome),
-            **_common(config, outcome["params"], device),
-        )
-        for trial, config, outcome, amortized in zip(trials, configs, outcomes, amortize(shared), strict=True)
+        _trial_row(trial, training, amortized, savings, trial.number in on_front, device)
+        for trial, training, amortized in zip(trials, trainings, amortize(shared), strict=True)
     ]
     folder.write_trials(rows)
     folder.write_curves([row for t, o in zip(trials, outcomes, strict=True) for row in _curve(t.number, o, front)])
     folder.write_ledger([*charges(records.values()), *_search_charges(book, device), *_final_charges(finals, device)])
-    finished = [_final_row(final, plan, records, shared, device) for final in finals]
+    finished = [_final_row(final, plan, records, shared, device, savings) for final in finals]
     finished = _with_front_probability(finished, finals, plan.config.seed)
     pareto = sorted((r for r in finished if r.role == "front"), key=lambda r: (-r.accuracy_val, r.cost.total))
     folder.write_pareto([replace(row, rank=rank) for rank, row in enumerate(pareto, 1)])
@@ -111,25 +109,52 @@ def write(folder: RunFolder, plan: Plan, records: Mapping[str, Artifact], book: 
         if final.entry.role == "front":
             name = finalists.job_name(final.entry.config, final.summary.model_seed, final.entry.epochs)
             folder.write_model(model_name(final.entry), final.outcomes.model(name))
+    facts = _image_facts(plan, records, leaked) | {
+        "trials": f"{len(rows)} ({sum(row.state == 'stopped' for row in rows)} stopped early, "
+        f"{sum(row.state == 'failed' for row in rows)} failed)",
+        report.WINNERS_CURSE: curse_text(finals),
+    }
+    spent = math.fsum(charge.seconds for charge in charges(records.values()))
+    reasons = insight.write(folder, book, num_classes=len(plan.index.class_names), shared_seconds=spent)
+    facts |= {report.WHAT_MATTERED: reasons} if reasons else {}
+    facts |= adaptations.facts(plan, records, found)
+    folder.write_environment(device=device, facts=facts)
+    folder.write_report()
+    folder.finish()
+
+
+def _trial_row(
+    trial: Any, training: Training, amortized: float, savings: Savings, is_on_front: bool, device: str
+) -> TrialRow:
+    outcome = trial.user_attrs["outcome"]
+    extra = _pretrain_hours(finalists.pretrain_seconds(outcome)) | _batch_parts(outcome)
+    return TrialRow(
+        trial=trial.number,
+        epochs=outcome["epochs"],
+        accuracy_val=float("nan") if outcome["accuracy_val"] is None else outcome["accuracy_val"],
+        cost=training.cost,
+        gpu_hours_amortized=amortized,
+        state=outcome["state"],
+        error=outcome["error"],
+        config=trial.user_attrs["config"],
+        on_front=is_on_front,
+        extra=extra | savings.columns(training),
+        **_common(training.config, outcome["params"], device),
+    )
+
+
+def _image_facts(plan: Plan, records: Mapping[str, Artifact], leaked: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     counts = plan.index.split_counts()
     read = [records[item.key] for item in (plan.images, *plan.pools.values())]
     facts = {
         "images": f"{counts['train']} train, {counts['val']} val, {counts['test']} test",
         "classes": ", ".join(plan.index.class_names),
         "unreadable": ", ".join(lost["sample_id"] for r in read for lost in r.meta["unreadable"]) or "none",
-        "trials": f"{len(rows)} ({sum(row.state == 'stopped' for row in rows)} stopped early, "
-        f"{sum(row.state == 'failed' for row in rows)} failed)",
-        report.WINNERS_CURSE: curse_text(finals),
     }
-    twice = [found for record in read for found in record.meta.get("duplicates", ())]
+    twice = [*leaked, *(found for record in read for found in record.meta.get("duplicates", ()))]
     if twice:
         facts["in two splits"] = ", ".join(f"{t['count']} of {t['splits'][1]} in {t['splits'][0]}" for t in twice)
-    spent = math.fsum(charge.seconds for charge in charges(records.values()))
-    reasons = insight.write(folder, book, num_classes=len(plan.index.class_names), shared_seconds=spent)
-    facts |= {report.WHAT_MATTERED: reasons} if reasons else {}
-    folder.write_environment(device=device, facts=facts)
-    folder.write_report()
-    folder.finish()
+    return facts
 
 
 def _curve(trial: int, outcome: Mapping[str, Any], front: set[tuple[int, int]]) -> list[Record]:
@@ -189,10 +214,13 @@ def _final_row(
     records: Mapping[str, Artifact],
     shared: Sequence[tuple[float, Any]],
     device: str,
+    savings: Savings,
 ) -> FinalRow:
     entry, summary = final.entry, final.summary
     uses = artifact_uses(plan, entry.config, records)
     mean, std = mean_and_std(summary.accuracies_test)
+    cost = Cost.alone(summary.train_seconds, uses)
+    training = _training(entry.config, asdict(summary), cost)
     return FinalRow(
         rank=0,
         trial=entry.trial,
@@ -201,15 +229,26 @@ def _final_row(
         accuracy_test=mean,
         accuracy_test_std=std,
         seeds=len(final.seeds),
-        cost=Cost.alone(summary.train_seconds, uses),
+        cost=cost,
         gpu_hours_amortized=amortize([*shared, (summary.train_seconds, uses)])[-1],
         role=entry.role,  # type: ignore[arg-type]
         extra={
             "model_accuracy_test": summary.model_accuracy_test,
             **_pretrain_hours(summary.pretrain_seconds),
+            **savings.columns(training),
             "model": model_name(entry) if entry.role == "front" else None,
         },
         **_common(entry.config, summary.params, device),
+    )
+
+
+def _training(config: TrialConfig, outcome: Mapping[str, Any], cost: Cost) -> Training:
+    return Training(
+        config=config,
+        epochs=outcome["epochs"],
+        task_seconds=cost.train - finalists.pretrain_seconds(outcome),
+        cost=cost,
+        accuracy_val=-1.0 if outcome["accuracy_val"] is None else outcome["accuracy_val"],
     )
 
 

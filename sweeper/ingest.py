@@ -1,46 +1,45 @@
 """The images stage: every image of a dataset decoded, cut to a square and resized once, by Ray Data.
 
 One task decodes one block of the index and writes one parquet file, named after the block's first row: a block that Ray
-runs again overwrites its own file, and the rows lie in the order of the index however the work was sharded. What comes
-back to the driver is counts, the list of unreadable images and a digest of each image's pixels, by which those that lie
-in several splits are found. The tasks import neither torch nor timm.
+runs again overwrites its own file, and the rows lie in the order of the index however the work was sharded and however
+often it was cut off and gone on with. What comes back to the driver is counts, the list of unreadable images and a
+digest of each image's pixels, by which those that lie in several places are found (`duplicates`). The tasks import
+neither torch nor timm.
 
 Columns: sample_id string, label int32, split string, image binary (raw uint8 RGB, height x width x channel).
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import combinations
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
-from sweeper import registry, shards
-from sweeper.datasets import SPLITS, DatasetIndex, shorten
-from sweeper.errors import InputError, RunFailed
+from sweeper import duplicates, registry, shards
+from sweeper.datasets import DatasetIndex, shorten
+from sweeper.duplicates import DIGEST_BYTES
+from sweeper.errors import InputError
+from sweeper.lease import Tell, untold
+from sweeper.pixels import fit_square, why_unreadable
 from sweeper.plan import Artifact
 from sweeper.record import Record
 from sweeper.registry import Settings
 from sweeper.shards import Progress, Shape, Summary
+from sweeper.staged import Note, Spoilt, Staged, with_note
 from sweeper.store import Store
-from sweeper.wording import one_line
 
 MAX_UNREADABLE = 0.01
+UNREADABLE = "unreadable"  # what the note of a file tells of its block: errors by sample id
 BLOCK_BYTES = 64 * 2**20  # pixels of one file, which one task holds in memory
 DECODE_ROWS = 8  # full-size images that a task holds at once: 36 MB each from a camera, 300 MB at `MAX_PIXELS`
-DIGEST_BYTES = 16
-MAX_EXAMPLES = 20
 MIN_BLOCK_ROWS = 512  # a task costs about 10 ms besides its work
 BLOCKS_PER_CPU = 4  # so that the last blocks of a pass leave the other CPUs idle for a short time only
 SCHEMA = pa.schema([("sample_id", pa.string()), ("label", pa.int32()), ("split", pa.string()), ("image", pa.binary())])
@@ -65,19 +64,21 @@ class ImageWorker:
         ]
         readable = pa.array([isinstance(image, bytes) for image in found])
         pixels = [image for image in found if isinstance(image, bytes)]
+        errors = [why_unreadable(image) for image in found if isinstance(image, Exception)]
+        lost = rows.filter(pc.invert(readable))["sample_id"].to_pylist()
+        unreadable = dict(zip(lost, errors, strict=True))
         if pixels:
             kept = rows.filter(readable)
             columns = [kept["sample_id"], kept["label"], kept["split"], pa.array(pixels, pa.binary())]
             buffer = io.BytesIO()
-            table = pa.table(columns, schema=SCHEMA)
-            pq.write_table(table, buffer, compression="zstd", compression_level=1, use_dictionary=["split"])
+            table = with_note(pa.table(columns, schema=SCHEMA), {UNREADABLE: unreadable})
+            options = {"compression_level": 1, "use_dictionary": ["split"], "write_page_checksum": True}
+            pq.write_table(table, buffer, compression="zstd", **options)
             self.store.write_bytes(self.prefix, f"images-{rows['row'][0].as_py():010d}.parquet", buffer.getvalue())
-        errors = [_describe(image) for image in found if isinstance(image, Exception)]
-        lost = rows.filter(pc.invert(readable))["sample_id"].to_pylist()
         return {
             "rows": len(rows),
             "first": rows["row"][0].as_py(),
-            "unreadable": json.dumps(dict(zip(lost, errors, strict=True))),
+            UNREADABLE: json.dumps(unreadable),
             "digests": b"".join(_digest(image) for image in found),
         }
 
@@ -87,22 +88,32 @@ class ImageWorker:
 
 
 def build(
-    store: Store, artifact: Artifact, dataset: Settings, index: DatasetIndex, *, progress: Progress | None = None
+    store: Store,
+    artifact: Artifact,
+    dataset: Settings,
+    index: DatasetIndex,
+    *,
+    prefix: str | None = None,
+    progress: Progress | None = None,
+    tell: Tell = untold,
 ) -> Record:
     """Decode and store every image, and commit them as `artifact`. Needs an initialised Ray.
 
     Args:
         dataset: a `Config` of a kind in `sweeper/datasets`, and its index.
+        prefix: where an earlier build staged some of the images, which are not decoded again; None: nowhere.
         progress: told the number of images that each finished block looked at.
+        tell: is told how many an earlier build had decoded.
 
     Returns:
-        The record. Its `meta` has `unreadable` (a list of {sample_id, error}), `duplicates` (`across_splits`),
+        The record. Its `meta` has `unreadable` (a list of {sample_id, error}), `duplicates` (`across_splits` there),
         `class_names`, `splits` (how many images each keeps) and `image_size`. Decoding holds no device, so that there
         is no charge.
 
     Raises:
-        InputError: more than 1% of the images are unreadable, or none is left of some split or training class.
-        RunFailed: what was written is not what was asked for.
+        InputError: more than 1% of the images are unreadable, or none is left of some split or training class; nothing
+            stays staged.
+        RunFailed: what was written is not what was asked for, and nothing stays; or the store failed, and all does.
     """
     rows = pa.table(
         {
@@ -113,78 +124,70 @@ def build(
             "source": index.sources,
         }
     )
-    prefix = store.staging()
-    try:
-        make = partial(ImageWorker, store=store, prefix=prefix, dataset=dataset)
-        done = shards.run(rows, make, Shape(_block_rows(len(index), _image_size(dataset)), pool=0), progress)
-        unreadable: dict[str, str] = {}
-        for summary in done:
-            unreadable |= json.loads(summary["unreadable"])
-        digests = b"".join(summary["digests"] for summary in sorted(done, key=lambda summary: int(summary["first"])))
-        counts = _check(store, prefix, index, unreadable)
+    found = _Found(index)
+    files = Staged(store, prefix or store.staging(), index.sample_ids, says={UNREADABLE}, seen=found.keep)
+    files.missing -= found.unreadable.keys()
+    files.report(progress, tell)
+    missing = [row for row, sample_id in enumerate(index.sample_ids) if sample_id in files.missing]
+    blocks = [rows.slice(run.start, len(run)) for run in _runs(missing, _block_rows(len(index), _image_size(dataset)))]
+    make = partial(ImageWorker, store=store, prefix=files.own, dataset=dataset)
+    with files.discarded_if_spoilt():
+        for summary in shards.run(blocks, make, Shape(batch_size=1, pool=0), progress):
+            found.add(summary)
+        counts = _check(files, index, found.unreadable)
+        store.write_bytes(files.own, duplicates.FILE, bytes(found.digests))
         meta = {
-            "unreadable": [{"sample_id": sample_id, "error": error} for sample_id, error in sorted(unreadable.items())],
-            "duplicates": across_splits(digests, index),
+            "unreadable": [{"sample_id": name, "error": error} for name, error in sorted(found.unreadable.items())],
+            "duplicates": duplicates.across_splits(bytes(found.digests), index),
             "class_names": list(index.class_names),
             "splits": counts,
             "image_size": _image_size(dataset),
         }
-        num_rows = sum(counts.values())
-        record = store.commit(artifact.key, artifact.kind, artifact.spec, prefix, rows=num_rows, meta=meta)
-    except BaseException:
-        store.discard(prefix)
-        raise
-    if record.prefix != prefix:  # another process was first
-        store.discard(prefix)
-    return record
+        return files.commit(artifact.key, artifact.kind, artifact.spec, rows=sum(counts.values()), meta=meta)
 
 
-def across_splits(digests: bytes, index: DatasetIndex) -> list[dict[str, Any]]:
-    """Images that lie in two splits, pixel by pixel as they are stored, whatever their files look like.
+class _Found:
+    """What is known of the images besides their pixels, of those that an earlier build decoded as of the new ones."""
 
-    They are kept, because the splits are the user's own, and reported: an image of test that is in train, too, makes
-    `accuracy_test` better than it is, and one of val the search's choice worse.
+    def __init__(self, index: DatasetIndex) -> None:
+        self._row_of = {sample_id: row for row, sample_id in enumerate(index.sample_ids)}
+        self.unreadable: dict[str, str] = {}
+        self.digests = bytearray(DIGEST_BYTES * len(index))
 
-    Args:
-        digests: `DIGEST_BYTES` of each image of `index`, in its order; zeros count as no image.
+    def keep(self, rows: pa.Table, note: Note) -> None:
+        """A file that is there."""
+        self.unreadable |= note[UNREADABLE]
+        for sample_id, image in zip(rows["sample_id"].to_pylist(), rows["image"].to_pylist(), strict=True):
+            self._put(self._row_of[sample_id], duplicates.digest(image))
 
-    Returns:
-        For each pair of splits that share some: `splits` (two names), `count` (how many images of the second are in the
-        first) and `examples` (at most `MAX_EXAMPLES` pairs of sample ids).
-    """
-    by_digest: dict[str, dict[bytes, list[str]]] = {split: {} for split in dict.fromkeys(index.splits)}
-    for row, (sample_id, split) in enumerate(zip(index.sample_ids, index.splits, strict=True)):
-        if any(digest := digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]):
-            by_digest[split].setdefault(digest, []).append(sample_id)
-    found = []
-    for one, other in combinations([split for split in SPLITS if split in by_digest], 2):
-        shared = [digest for digest in by_digest[other] if digest in by_digest[one]]
-        pairs = [[by_digest[one][digest][0], name] for digest in shared for name in by_digest[other][digest]]
-        if pairs:
-            found.append({"splits": [one, other], "count": len(pairs), "examples": sorted(pairs)[:MAX_EXAMPLES]})
-    return found
+    def add(self, summary: Summary) -> None:
+        """A block that was decoded now."""
+        self.unreadable |= json.loads(summary[UNREADABLE])
+        self._put(summary["first"], summary["digests"])
+
+    def _put(self, row: int, digests: bytes) -> None:
+        self.digests[row * DIGEST_BYTES : row * DIGEST_BYTES + len(digests)] = digests
 
 
-def fit_square(image: Image.Image | npt.NDArray[np.uint8], size: int) -> bytes:
-    """The centre square, resized with Pillow's bicubic filter, which is antialiased.
-
-    Cutting first keeps a very long image from becoming a huge one when its short side is enlarged.
-
-    Args:
-        image: RGB; an array is [H, W, 3].
-
-    Returns:
-        Raw uint8 RGB of `size` x `size` x 3, row by row: what the `image` column holds.
-    """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    square = picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return square.tobytes()
+def _runs(rows: Sequence[int], most: int) -> Iterator[range]:
+    """Ascending rows as runs without a gap of at most so many: a file holds neighbours, and so files can be ordered."""
+    start = 0
+    for stop in range(1, len(rows) + 1):
+        if stop == len(rows) or rows[stop] != rows[stop - 1] + 1 or stop - start == most:
+            yield range(rows[start], rows[stop - 1] + 1)
+            start = stop
 
 
-def _check(store: Store, prefix: str, index: DatasetIndex, unreadable: dict[str, str]) -> dict[str, int]:
+def _check(files: Staged, index: DatasetIndex, unreadable: Mapping[str, str]) -> dict[str, int]:
     """Compare what was written with the index. Returns the number of images that each split keeps."""
+    try:
+        return _counts(files.read(["sample_id"])[0]["sample_id"].to_pylist(), index, unreadable)
+    except InputError:  # other images will have to be read
+        files.store.discard(files.prefix)
+        raise
+
+
+def _counts(written: Sequence[str], index: DatasetIndex, unreadable: Mapping[str, str]) -> dict[str, int]:
     where = "dataset" if index.class_names else "pools"
     if len(unreadable) > MAX_UNREADABLE * len(index):
         listed = shorten([f"{sample_id} ({error})" for sample_id, error in sorted(unreadable.items())], limit=5)
@@ -194,9 +197,8 @@ def _check(store: Store, prefix: str, index: DatasetIndex, unreadable: dict[str,
             "repair these files or remove them"
         )
     kept = [row for row, sample_id in enumerate(index.sample_ids) if sample_id not in unreadable]
-    written = shards.written(store, prefix, ["sample_id"])["sample_id"].to_pylist() if kept else []
     if sorted(written) != sorted(index.sample_ids[row] for row in kept):
-        raise RunFailed(
+        raise Spoilt(
             f"images: {len(written):,} rows with {len(set(written)):,} different ids were written, expected "
             f"{len(kept):,}; nothing was kept, run again"
         )
@@ -219,18 +221,8 @@ def _block_rows(num_rows: int, image_size: int) -> int:
 
 
 def _digest(image: bytes | Exception) -> bytes:
-    if isinstance(image, Exception):
-        return bytes(DIGEST_BYTES)
-    return hashlib.blake2b(image, digest_size=DIGEST_BYTES).digest()
+    return bytes(DIGEST_BYTES) if isinstance(image, Exception) else duplicates.digest(image)
 
 
 def _image_size(dataset: Settings) -> int:
     return int(dataset.image_size)  # type: ignore[attr-defined]
-
-
-def _describe(error: Exception) -> str:
-    """One line; Pillow's message for unknown formats is the address of a buffer."""
-    text = one_line(str(error), 200)
-    if type(error).__name__ == "UnidentifiedImageError":
-        text = "not an image format that Pillow knows"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

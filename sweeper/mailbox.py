@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Mailbox:
         self.jobs: dict[str, bytes] = {}
         self.held: dict[str, str] = {}
         self.incarnation: dict[str, int] = {}
-        self.nodes: dict[str, str] = {}
+        self.nodes: dict[str, set[str]] = {}  # of all workers of a lane
         self.deaths: dict[str, int] = {}
         self.messages: dict[str, asyncio.Queue[Message]] = {}
         self.stops: dict[str, asyncio.Event] = {}  # of the jobs that have no end yet
@@ -49,11 +50,11 @@ class Mailbox:
         self.queue.append(job_id)
         await self._wake()
 
-    async def enlist(self, lane: str, pid: int, node: str = "") -> int:
-        """A lane's worker says that it is there, and where; returns its incarnation, which each `take` names."""
+    async def enlist(self, lane: str, pid: int, nodes: Sequence[str] = ()) -> int:
+        """A lane's first worker says that all are there, and where; returns an incarnation, which each `take` names."""
         self.incarnation[lane] = self.incarnation.get(lane, 0) + 1
-        self.nodes[lane] = node
-        self._log({"type": "lane", "lane": lane, "pid": pid, "incarnation": self.incarnation[lane]})
+        self.nodes[lane] = set(nodes)
+        self._log({"type": "lane", "lane": lane, "pid": pid, "incarnation": self.incarnation[lane], "nodes": [*nodes]})
         await self._wake()
         return self.incarnation[lane]
 
@@ -79,11 +80,11 @@ class Mailbox:
         return job_id, self.jobs[job_id]
 
     async def keep(self, nodes: set[str]) -> None:
-        """Only these nodes are left. The job of a lane whose node is gone goes to the next one that is free.
+        """Only these nodes are left. The job of a lane that lost one of its own goes to the next one that is free.
 
-        The lane itself comes back where there is room for it; that may be never.
+        The lane itself comes back where there is room for all of its workers; that may be never.
         """
-        for lane in [lane for lane, node in self.nodes.items() if node not in nodes]:
+        for lane in [lane for lane, own in self.nodes.items() if own - nodes]:
             del self.nodes[lane]
             self.incarnation[lane] += 1  # whatever its worker still says is late
             if lane in self.held:

@@ -23,7 +23,8 @@ from sweeper.losses import LossContext, LossInputs, MapShape, Pool
 from sweeper.losses._module import Float32Loss, Normalized, share_sizes
 
 if TYPE_CHECKING:
-    from sweeper.batches import Batch, TrialData
+    from sweeper.batches import TrialData
+    from sweeper.feeding import Batch
     from sweeper.registry import Settings
     from sweeper.student import Student, StudentOutput
     from sweeper.trial import TrialConfig

@@ -25,17 +25,33 @@ NUM_CLASSES = 2  # stands for any: no shape before the classifier depends on it
 
 
 def check_models(space: SpaceFile) -> None:
-    """Ask timm for every student of the space, and every loss that has conditions for the pairs that it can meet.
+    """Ask for every teacher and student by name, and every loss that has conditions for the pairs that it can meet.
 
     Raises:
         SpaceError: no such architecture or weights, or a pair that a loss can not work with.
     """
     problems: dict[str, str] = {}
-    for check, path in ((_check_students, "trial.student.model"), (_check_pairs, "trial.loss.embedding.kind")):
-        for sentence in check(space):
-            problems.setdefault(sentence, f"{sentence} ({space.origin(path)})")
+    names = ((_check_teachers, "teachers"), (_check_students, "trial.student.model"))
+    pairs = ((_check_pairs, "trial.loss.embedding.kind"),)
+    for checks in (names, pairs):
+        for check, path in checks:
+            for sentence in check(space):
+                problems.setdefault(sentence, f"{sentence} ({space.origin(path)})")
         if problems:
             raise SpaceError(list(problems.values()))
+
+
+def _check_teachers(space: SpaceFile) -> list[str]:
+    found = []
+    for name, teacher in space.config.teachers.items():
+        kind: Any = teacher
+        module = registry.load("teachers", kind.kind)
+        if hasattr(module, "check"):  # an ensemble has none
+            try:
+                module.check(teacher)
+            except InputError as error:
+                found.append(f"teachers.{name}.{error}")
+    return found
 
 
 def _check_students(space: SpaceFile) -> list[str]:

@@ -22,7 +22,7 @@ from sweeper.store import Record, Store
 from sweeper.trial import TrialConfig
 
 # What changes the bytes of an artifact without any setting changing: raised when such code does.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ class Plan:
                 adapted.append(Use(self.adapt[member], 1.0))
                 if not one.is_online:
                     targets += [Use(self.targets[member, use.artifact.key], use.share) for use in seen]
+        judge = _judge(self.config, trial.synthetic.source) if len(sets) > 1 else None
+        adapted += [Use(self.adapt[judge], 1.0)] if judge is not None else []
         once = {use.artifact.key: use for use in adapted}
         return [*once.values(), *sets[1:], *targets]
 
@@ -132,7 +134,7 @@ def make_plan(
             source = point.synthetic.source
             ratios[source] = max(ratios.get(source, 0.0), point.synthetic.ratio)
     synthetic = {
-        source: tuple(_ranges(config, source, index, round(ratio * num_train), store))
+        source: tuple(_ranges(config, source, index, round(ratio * num_train), store, images))
         for source, ratio in sorted(ratios.items())
     }
     asked = {point.pretrain.pool for point in points if point.pretraining}
@@ -150,14 +152,15 @@ def make_plan(
                 sets = needed.setdefault(member, {})
                 for part in seen:
                     sets.setdefault(part.key, set()).update(() if one.is_online else one.needs & COLUMNS)
-    teachers = [name for name in config.teachers if name in needed]
+    asked_by = {_judge(config, source) for source in synthetic}
+    teachers = [name for name in config.teachers if name in needed or name in asked_by]
     adapt = {name: _adapt(config, name, index, images) for name in teachers}
     targets: dict[tuple[str, str], Artifact] = {}
     trained = {pools[name].key: found.split_counts()["train"] for name, found in indexes.items()}
     trained[images.key] = num_train
     for part in (images, *(part for parts in synthetic.values() for part in parts), *pools.values()):
         for teacher in teachers:
-            if columns := needed[teacher].get(part.key):
+            if columns := needed.get(teacher, {}).get(part.key):
                 units = trained.get(part.key, part.units)
                 targets[teacher, part.key] = _targets(config, teacher, adapt[teacher], part, units, columns, store)
     ordered = {pair: targets[pair] for name in teachers for pair in targets if pair[0] == name}
@@ -203,27 +206,51 @@ def _identity(family: str, config: Any) -> dict[str, Any]:
 
 
 def _adapt(config: SweepConfig, name: str, index: DatasetIndex, images: Artifact) -> Artifact:
-    teacher = config.teachers[name]
+    teacher: Any = config.teachers[name]
     spec = {"teacher": _identity("teachers", teacher), "images": images.key, "seed": config.seed}
+    if teacher.adapt == "fine_tune":  # on views by their law; a probe is fitted on the canonical ones
+        spec["views"] = config.views.model_dump(mode="json", exclude={"per_image", "match"})
     return artifact("adapt", spec, name, index.split_counts()["train"], [images.key])
 
 
-def _ranges(config: SweepConfig, source: str, index: DatasetIndex, wanted: int, store: Store) -> Iterable[Artifact]:
+def _judge(config: SweepConfig, source: str | None) -> str | None:
+    """The teacher that a source's filter asks."""
+    generator: Any = config.synthetic.get(source or "")
+    return getattr(getattr(generator, "filter", None), "teacher", None)
+
+
+def _ranges(
+    config: SweepConfig, source: str, index: DatasetIndex, wanted: int, store: Store, images: Artifact
+) -> Iterable[Artifact]:
     """Index ranges [start, stop) of every class that together hold `wanted` images."""
+    generator: Any = config.synthetic[source]
+    kind = registry.load("generators", generator.kind)
     num_classes = len(index.class_names)
     base = {
-        "generator": _identity("generators", config.synthetic[source]),
+        "generator": kind.identity(generator),
         "class_names": list(index.class_names),
         "seed": config.seed,
         "image_size": config.dataset.image_size,  # type: ignore[attr-defined]
     }
+    base |= kind.wording(generator, index.class_names) if hasattr(kind, "wording") else {}
+    dependencies = []
+    if hasattr(kind, "starts_from_images") and kind.starts_from_images(generator):
+        base["images"] = images.key
+        dependencies.append(images.key)
+    if generator.filter is not None:
+        base["filter"] = _identity("filters", generator.filter)
+        if (judge := _judge(config, source)) is not None:
+            adapt = _adapt(config, judge, index, images)
+            base["filter"]["adapt"] = adapt.key
+            dependencies.append(adapt.key)
     base["base"] = fingerprint(base)
     need = math.ceil(wanted / num_classes)
     start = 0
     found = [record.spec for record in store.find("synthetic", base=base["base"])]
     while start < need:
         stop = max((spec["stop"] for spec in found if spec["start"] == start), default=need)
-        yield artifact("synthetic", {**base, "start": start, "stop": stop}, source, (stop - start) * num_classes)
+        units = (stop - start) * num_classes
+        yield artifact("synthetic", {**base, "start": start, "stop": stop}, source, units, dependencies)
         start = stop
 
 
@@ -231,7 +258,8 @@ def _targets(
     config: SweepConfig, teacher: str, adapt: Artifact, part: Artifact, units: int, columns: set[str], store: Store
 ) -> Artifact:
     """Exactly the columns that the space can need, or an artifact of the store that holds them and others."""
-    base = {"adapt": adapt.key, "images": part.key, "views": config.views.model_dump(mode="json"), "seed": config.seed}
+    views = config.views.model_dump(mode="json", exclude={"match"})  # whose targets are read, not which there are
+    base = {"adapt": adapt.key, "images": part.key, "views": views, "seed": config.seed}
     base["base"] = fingerprint(base)
     held = [record.spec["columns"] for record in store.find("targets", base=base["base"])]
     enough = sorted((c for c in held if columns <= set(c)), key=lambda c: (len(c), c))

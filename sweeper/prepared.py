@@ -93,8 +93,8 @@ def _front_of(name: str, options: Options, space: SpaceFile, path: str) -> list[
     return list(found)
 
 
-def header(prepared: Prepared, expected: Forecast) -> list[str]:
-    """What is asked, what there is, what will be built and what that should cost."""
+def header(prepared: Prepared, expected: Forecast | None = None) -> list[str]:
+    """What is asked, what there is, what will be built and, with a forecast, what that should cost."""
     plan, config = prepared.plan, prepared.plan.config
     counts = plan.index.split_counts()
     missing = {item.key for item in plan.missing(prepared.store)}
@@ -123,4 +123,4 @@ def header(prepared: Prepared, expected: Forecast) -> list[str]:
     scheduler: Any = config.search.scheduler
     how = f"{config.search.sampler} with {scheduler.kind}"
     lines.append(f"  search     {' or '.join(budget)}, {how}, then {final}")
-    return [*lines, *expected.lines()]
+    return [*lines, *(expected.lines() if expected is not None else ())]

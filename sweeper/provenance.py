@@ -16,7 +16,10 @@ from typing import Any
 
 from sweeper.redact import redacted
 
-PACKAGES = ("sweeper", "ray", "torch", "torchvision", "timm", "diffusers", "optuna", "numpy", "pyarrow", "safetensors")
+PACKAGES = (
+    *("sweeper", "ray", "torch", "torchvision", "timm", "open_clip_torch", "diffusers", "transformers", "optuna"),
+    *("numpy", "pyarrow", "safetensors", "onnx", "onnxruntime"),
+)
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -13,18 +13,37 @@ import importlib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from annotated_types import Le, Lt
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 from sweeper.errors import InputError
 
-FAMILIES = ("datasets", "teachers", "generators", "losses", "schedulers")
+MAX_NUMBER = 1e9  # a slip beyond it would end in an overflow, or in no memory, far from its cause
+FAMILIES = ("datasets", "teachers", "generators", "filters", "losses", "schedulers")
 
 
 class Settings(BaseModel):
-    """Base of every section of a space file: frozen, and unknown keys are refused."""
+    """Base of every section of a space file: frozen, and unknown keys are refused.
+
+    A number without a greatest value of its own may be `MAX_NUMBER` at most.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _is_no_slip(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, float | int) or abs(value) <= MAX_NUMBER:
+            return value
+        field = cls.model_fields[str(info.field_name)]
+        if any(isinstance(bound, Le | Lt) for bound in field.metadata):
+            return value
+        if value < 0:
+            raise PydanticKnownError("greater_than_equal", {"ge": -MAX_NUMBER})
+        raise PydanticKnownError("less_than_equal", {"le": MAX_NUMBER})
 
 
 @cache

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from sweeper import tables
+from sweeper import findings, tables
 from sweeper.tables import Record
 
 NUM_LISTED = 30
@@ -87,8 +87,8 @@ def html(contents: Contents) -> bytes:
         environment=tables.plain(json.dumps(contents.environment, indent=2, ensure_ascii=False, sort_keys=True)),
         png=base64.b64encode(contents.png).decode("ascii"),
         importance=importance_shares(contents.importance),
-        rungs=tables.rungs(contents.rungs) if contents.rungs else None,
-        rungs_say=tables.rungs_sentence(contents.rungs) if contents.rungs else "",
+        rungs=findings.rungs(contents.rungs) if contents.rungs else None,
+        rungs_say=findings.rungs_sentence(contents.rungs) if contents.rungs else "",
         progress_says=progress_sentence(contents.hypervolume, device_of(contents)) if contents.hypervolume else "",
         progress_png=base64.b64encode(contents.progress_png).decode("ascii"),
     )

@@ -23,7 +23,7 @@ import yaml
 
 from sweeper import arrow, figures, provenance, report, tables
 from sweeper.errors import InputError
-from sweeper.files import part_path, write_atomically, write_synced
+from sweeper.files import write_atomically, write_folder
 from sweeper.ledger import Charge
 from sweeper.record import stays_below
 from sweeper.redact import redacted
@@ -172,17 +172,8 @@ class RunFolder:
         strange = [part for part in (name, *files) if not stays_below(part) or "/" in part]
         if strange:
             raise ValueError(f"{strange[0]!r} is not the name of a file")
-        models = self.path / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        staged, target = part_path(models, name), models / name
-        staged.mkdir()
-        for name, data in files.items():
-            write_synced(staged / name, data)
-        if target.exists():
-            target.rename(part_path(models, name))
-        staged.rename(target)
-        for leftover in models.glob(f".{name}.*.part"):
-            shutil.rmtree(leftover)
+        target = self.path / "models" / name
+        write_folder(target, files)
         return target
 
     def read_space(self) -> Record:

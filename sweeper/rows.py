@@ -128,7 +128,7 @@ class FinalRow:
     gpu_hours_amortized: float
     params: int
     device: str
-    role: Literal["front", "scratch", "distilled", "distilled+synthetic", "pretrained"] = "front"
+    role: Literal["front", "scratch", "distilled", "distilled+synthetic", "pretrained", "finetuned"] = "front"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> Record:

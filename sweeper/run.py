@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeper import spacefile, tables
-from sweeper.console import Console
+from sweeper import adaptations, findings, sieve, spacefile
+from sweeper.console import Console, rich_table
 from sweeper.errors import InputError
 from sweeper.pairs import check_models
 from sweeper.plan import Plan
@@ -18,6 +18,7 @@ from sweeper.prepared import Options, Prepared, header, prepare
 from sweeper.results import RunFolder
 from sweeper.spacefile import SpaceFile
 from sweeper.store import Record
+from sweeper.tables import TextTable
 from sweeper.wording import one_line
 
 if TYPE_CHECKING:
@@ -35,33 +36,46 @@ def execute(space: SpaceFile, options: Options, console: Console) -> Prepared:
     if folder.finished:
         show(folder, console, fresh=False)
         return prepared
-    check_models(space)
-    if options.address is not None:
-        from sweeper.session import refuse_dead
-
-        refuse_dead(options.address)
-    with _lock(folder.path):
-        folder.write_space(spacefile.resolved(space.config))
-        _execute(prepared, options, console)
+    compared = work(prepared, options, console)
+    if compared is not None:
+        console.message()
+        console.show(rich_table(compared))
     show(folder, console, fresh=True)
     return prepared
 
 
-def _execute(prepared: Prepared, options: Options, console: Console) -> None:
+def work(prepared: Prepared, options: Options, console: Console) -> TextTable | None:
+    """All of a run but showing its results; returns the forecast beside the fact, where the run was whole.
+
+    Raises:
+        SweeperError: as `execute`.
+    """
+    check_models(prepared.space)
+    if options.address is not None:
+        from sweeper.session import refuse_dead
+
+        refuse_dead(options.address)
+    with _lock(prepared.folder.path):
+        prepared.folder.write_space(spacefile.resolved(prepared.space.config))
+        return _execute(prepared, options, console)
+
+
+def _execute(prepared: Prepared, options: Options, console: Console) -> TextTable | None:
     """The part that needs Ray, which a finished run and a user's mistake never import."""
     import ray
 
-    from sweeper import artifacts, harvest, lane, slots
-    from sweeper.forecast import forecast
+    from sweeper import artifacts, contact_sheet, duplicates, harvest, lane, planning, reckoning, slots
     from sweeper.session import session
     from sweeper.sweep import Sweep
 
     config, plan = prepared.plan.config, prepared.plan
-    expected = forecast(plan, prepared.space.space, prepared.store, is_local=options.address is None)
+    clock = reckoning.Clock()
+    expected = planning.for_run(prepared, options.address)
+    is_whole = reckoning.begin(prepared.folder, expected, plan.missing(prepared.store))
     console.header(header(prepared, expected))
 
     def stage(name: str, total: int, unit: str) -> AbstractContextManager[Counter]:
-        return console.stage(name, total, unit)
+        return clock.around(name, console.stage(name, total, unit))
 
     work = prepared.folder.path.absolute() / ".work"
     for scratch in ("train", "tune"):  # what Ray left when an earlier driver was killed; checkpoints stay
@@ -70,33 +84,49 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> None:
         with console.stage("start" if options.address is None else f"join the cluster at {options.address}"):
             stack.enter_context(session(options.address, work / "ray.log"))
         records = artifacts.build(plan, prepared.store, stage, console.message)
-        _report(plan, records, console)
+        leaked = duplicates.across_pools(plan, prepared.store, records)
+        _report(plan, records, console, leaked)
+        if sheets := contact_sheet.write(prepared.folder.path, plan, prepared.store, records):
+            console.message(f"to look at: {', '.join(str(path) for path in sheets)}")
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)
         lanes = slots.plan_lanes(config.resources, ray.cluster_resources(), most)
         with lane.lanes(lanes, prepared.store.uri, work) as pool:
             sweep = Sweep(prepared, records, pool, console)
-            book = sweep.search(work)
-            finals = sweep.finalists(book)
-    harvest.write(prepared.folder, plan, records, book, finals)
+            with clock.around("search"):
+                book = sweep.search(work)
+            with clock.around("finalists"):
+                finals = sweep.finalists(book)
+    harvest.write(prepared.folder, plan, records, book, finals, leaked)
     shutil.rmtree(work, ignore_errors=True)
+    return reckoning.end(prepared.folder, clock, is_whole=is_whole)
 
 
-def _report(plan: Plan, records: Mapping[str, Record], console: Console) -> None:
-    """What is odd about the images, and what the adapted teachers can do, before the search begins."""
+def _report(
+    plan: Plan, records: Mapping[str, Record], console: Console, leaked: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """What is odd about the images, and what the adapted teachers can do, before the search begins.
+
+    Args:
+        leaked: as `duplicates.across_pools` finds them.
+    """
+    twice = [*leaked]
     for title, item in {"": plan.images, **{f" of pool {name}": pool for name, pool in plan.pools.items()}}.items():
         meta = records[item.key].meta
         unreadable = [f"{one_line(lost['sample_id'])}: {lost['error']}" for lost in meta["unreadable"]]
         if unreadable:
             what = f"{len(unreadable)} of {item.units} images{title} could not be read and are left out:"
             _listed(console, what, unreadable, len(unreadable), ", all listed in environment.json")
-        for found in meta.get("duplicates", ()):  # earlier artifacts have none
-            (one, other), count = found["splits"], found["count"]
-            what = f"images of {other} that are in {one}, too (by their pixels), and flatter its accuracy: {count}"
-            pairs = [f"{one_line(second)} is {one_line(first)}" for first, second in found["examples"]]
-            _listed(console, what, pairs, count, "; take them out of one of the two")
-    for name, item in plan.adapt.items():
-        meta = records[item.key].meta
-        console.message(f"teacher {name}: {meta['accuracy_val']:.3f} on validation ({meta['adapt'].replace('_', ' ')})")
+        twice += meta.get("duplicates", ())  # earlier artifacts have none
+    for found in twice:
+        (one, other), count = found["splits"], found["count"]
+        what = f"images of {other} that are in {one}, too (by their pixels), and flatter its accuracy: {count}"
+        pairs = [f"{one_line(second)} is {one_line(first)}" for first, second in found["examples"]]
+        _listed(console, what, pairs, count, "; take them out of one of the two")
+    for name, what in adaptations.told(plan, records).items():
+        console.message(f"teacher {name}: {what}")
+    for source, parts in plan.synthetic.items():
+        if told := sieve.sentence([records[part.key].meta.get("filter") for part in parts]):
+            console.message(f"filter of {source}: {told}")
 
 
 def _listed(console: Console, title: str, lines: Sequence[str], count: int, rest: str) -> None:
@@ -131,14 +161,14 @@ def show(folder: RunFolder, console: Console, *, fresh: bool) -> None:
     if ablation:
         console.message()
         console.ablation(ablation)
-    mattered = tables.importance_lines(folder.read_importance())
+    mattered = findings.importance_lines(folder.read_importance())
     rungs = folder.read_rungs()
     if mattered or rungs:
         console.message()
     for line in mattered:
         console.message(f"what mattered for {line}")
     if rungs:
-        console.message(tables.rungs_sentence(rungs))
+        console.message(findings.rungs_sentence(rungs))
     best = rows[0].get("model") or rows[0]["trial"]  # earlier runs have one row a trial, and no such column
     console.message()
     console.message(f"files: {folder.path}/ (pareto.csv, report.html, pareto.png, models/)")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import ray
 from ray import tune
 from ray.tune.error import TuneError
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from sweeper import registry
@@ -167,13 +168,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 def _quiet_tune() -> Iterator[None]:
     """Tune without its tables, its loggers' files, its signal handler and its advice.
 
-    What the searcher raises comes out as it is, and not as the text of a traceback that Tune makes of it.
+    What the searcher raises comes out as it is, and not as the text of a traceback that Tune makes of it. AWS keys stay
+    where they are: Tune would hand them to its trials, which need none, through Ray's log that all accounts may read.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "64"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
     names = ("ray.tune", "ray.train", "ray.air")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -185,6 +189,7 @@ def _quiet_tune() -> Iterator[None]:
     except TuneError as error:
         raise (error.__context__ or error) from None
     finally:
+        class_cache.ENV_VARS_TO_PROPAGATE.update(secrets)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 

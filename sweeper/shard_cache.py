@@ -3,8 +3,9 @@
     <folder>/<sha256>          a whole file, named by its contents; the time of its last use is its mtime
     <folder>/<sha256>.part     one that is being fetched, as large as it will be; who fetches it holds a lock on it
 
-Named by contents, a file belongs to no store and can never be out of date. Locks go with their process, so that what a
-killed one left is taken over by whoever wants the same file, or is evicted like any other.
+Named by contents, a file belongs to no store and can never be out of date. The arrays of `mapped` lie here too, named
+by a fingerprint of the contents that they were made from. Locks go with their process, so that what a killed one left
+is taken over by whoever wants the same file, or is evicted like any other.
 """
 
 from __future__ import annotations

@@ -113,22 +113,30 @@ class _TableWorker:
         return pa.table({name: [value] for name, value in summary.items()})
 
 
-def run(rows: pa.Table, make: Callable[[], Worker], shape: Shape, progress: Progress | None = None) -> list[Summary]:
+def run(
+    rows: pa.Table | Sequence[pa.Table],
+    make: Callable[[], Worker],
+    shape: Shape,
+    progress: Progress | None = None,
+) -> list[Summary]:
     """Send all rows through workers and collect their summaries, in no particular order.
 
     Args:
-        rows: light rows (ids, labels, references); a worker reads heavy data from the store itself.
+        rows: light rows (ids, labels, references); a worker reads heavy data from the store itself. A table is cut into
+            batches; several tables are the batches.
         make: builds a worker inside its process; called once for each actor, or once for each task.
         progress: told `summary["rows"]` as batches come back.
 
     Raises:
         SweeperError: as a worker raised it.
     """
-    if not len(rows):  # an earlier build had finished them all
+    batches = rows
+    if isinstance(rows, pa.Table):
+        batches = [rows.slice(start, shape.batch_size) for start in range(0, len(rows), shape.batch_size)]
+    if not batches:  # an earlier build had finished them all
         return []
     quiet()
-    blocks = -(-len(rows) // shape.batch_size)
-    source = ray.data.from_arrow([rows.slice(i * shape.batch_size, shape.batch_size) for i in range(blocks)])
+    source = ray.data.from_arrow(list(batches))
     options: Mapping[str, Any] = {
         "batch_format": "pyarrow",
         "batch_size": None,
@@ -140,7 +148,7 @@ def run(rows: pa.Table, make: Callable[[], Worker], shape: Shape, progress: Prog
         done = source.map_batches(
             _TableWorker,
             fn_constructor_kwargs={"make": make},
-            compute=ray.data.ActorPoolStrategy(size=min(shape.pool, blocks)),
+            compute=ray.data.ActorPoolStrategy(size=min(shape.pool, len(batches))),
             **options,
         )
     else:

@@ -4,9 +4,11 @@ What the cache is made of (`view_targets`) stands here too, beside what reads it
 
 Both show the student the same views in the same order: in pass q, sample i is seen under stored view
 1 + (q + key_i) % (V - 1), so that neighbours in a batch are not all at the same view number. The cache reads that
-view's row; a live teacher looks at the image under that view's box, which the counter-based generator draws again.
+view's row; a live teacher looks at the image under that view's parameters, which the counter-based generator draws
+again. With `views.match: fixed` both answer with view 0, whatever the student sees.
 
-Shape letters: N samples, V views (view 0 is canonical), B batch, C channels, H W pixels, K classes, T teacher's width.
+Shape letters: N samples, V views (view 0 is canonical), P parameters of a view, B batch, C channels, H W pixels,
+K classes, T teacher's width.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from torch.nn import functional as F
 
 from sweeper import views
 from sweeper.losses import MapShape
-from sweeper.views import ViewConfig
+from sweeper.placement import ON_CPU, Placement
+from sweeper.views import Match, ViewConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +49,7 @@ class Sight:
     index: np.ndarray
     number: np.ndarray
     images_BCHW: Tensor  # uint8, whole
-    boxes_B5: Tensor
+    views_BP: Tensor
     student_view_BCHW: Tensor  # floats in [0, 1]
 
 
@@ -69,12 +72,17 @@ class TargetSource(Protocol):
     @property
     def classifiers(self) -> tuple[tuple[Tensor, Tensor], ...]: ...
 
-    def to(self, device: torch.device) -> TargetSource:
-        """The same source, its tensors and models on a device."""
+    @property
+    def num_bytes(self) -> int:
+        """What the targets take that are gathered for batches."""
         ...
 
-    def boxes(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
-        """The views [B, 5] under which samples are seen in passes `number`."""
+    def placed(self, where: Placement) -> TargetSource:
+        """The same source, its models on a device and its targets where they are to lie."""
+        ...
+
+    def views_of(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """The views [B, P] under which samples are seen in passes `number`."""
         ...
 
     def targets(self, sight: Sight) -> TeacherBatch:
@@ -97,32 +105,38 @@ def stored_view(keys_B: np.ndarray, number: np.ndarray, num_views: int) -> np.nd
 
 @dataclass(frozen=True, kw_only=True)
 class CachedTargets:
-    """A teacher's stored outputs, fp16, by name (`columns`: N x V x width), and the views_NV5 that they belong to."""
+    """A teacher's stored outputs, fp16, by name (`columns`: N x V x width), and the views_NVP that they belong to."""
 
     keys_N: np.ndarray
-    views_NV5: np.ndarray
+    views_NVP: np.ndarray
     columns: Mapping[str, Tensor]
     classifiers: tuple[tuple[Tensor, Tensor], ...]
     widths: tuple[int, ...]
     map_shapes: tuple[MapShape, ...] = ()
+    match: Match = "same"
+    where: Placement = ON_CPU
 
-    def to(self, device: torch.device) -> CachedTargets:
-        moved = {name: column.to(device) for name, column in self.columns.items()}
+    @property
+    def num_bytes(self) -> int:
+        return sum(column.nbytes for column in self.columns.values())
+
+    def placed(self, where: Placement) -> CachedTargets:
+        columns = {name: where.put(column) for name, column in self.columns.items()}
+        device = where.device
         heads = tuple((weight_KT.to(device), bias_K.to(device)) for weight_KT, bias_K in self.classifiers)
-        return replace(self, columns=moved, classifiers=heads)
+        return replace(self, columns=columns, classifiers=heads, where=where)
 
     def _view(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
-        return stored_view(self.keys_N[index], number, self.views_NV5.shape[1])
+        return stored_view(self.keys_N[index], number, self.views_NVP.shape[1])
 
-    def boxes(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self.views_NV5[index, self._view(index, number)]
+    def views_of(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.views_NVP[index, self._view(index, number)]
         return found
 
     def targets(self, sight: Sight) -> TeacherBatch:
-        device = sight.images_BCHW.device
-        index_B = torch.from_numpy(sight.index).to(device)
-        view_B = torch.from_numpy(self._view(sight.index, sight.number)).to(device)
-        read = {name: column[index_B, view_B].float() for name, column in self.columns.items()}
+        view = self._view(sight.index, sight.number) if self.match == "same" else np.zeros_like(sight.number)
+        row = sight.index * self.views_NVP.shape[1] + view
+        read = {name: self.where.rows(column.flatten(0, 1), row).float() for name, column in self.columns.items()}
         return TeacherBatch(
             logits_BK=read.get("logits"),
             embedding_BT=read.get("embedding"),
@@ -131,16 +145,16 @@ class CachedTargets:
 
     def canonical(self, column: str) -> Tensor | None:
         found = self.columns.get(column)
-        return None if found is None else found[:, 0].float()
+        return None if found is None else found[:, 0].float().to(self.where.device)
 
 
 @torch.no_grad()
 def view_targets(
-    teacher: Any, columns: Sequence[str], images_BCHW: torch.Tensor, boxes_B5: np.ndarray, device: torch.device
+    teacher: Any, columns: Sequence[str], images_BCHW: torch.Tensor, views_BP: np.ndarray, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """The teacher's fp16 outputs [B, width] by column, of images under their boxes, at its own resolution."""
-    boxes = torch.from_numpy(np.ascontiguousarray(boxes_B5, dtype=np.float32)).to(device)
-    seen_BCHW = views.apply_views(images_BCHW.to(device), boxes, teacher.input_size)
+    """The teacher's fp16 outputs [B, width] by column, of images under their views, at its own resolution."""
+    under = torch.from_numpy(np.ascontiguousarray(views_BP, dtype=np.float32)).to(device)
+    seen_BCHW = views.apply_views(images_BCHW.to(device), under, teacher.input_size)
     out = teacher(seen_BCHW, pre="pre_embedding" in columns)
     found = {"logits": out.logits_BK, "embedding": out.embedding_BD, "pre_embedding": out.pre_embedding_BD}
     return {name: found[name].half().cpu().numpy() for name in columns}
@@ -230,25 +244,35 @@ class LiveTeacher:
     def classifiers(self) -> tuple[tuple[Tensor, Tensor], ...]:
         return ((self.teacher.classifier.weight, self.teacher.classifier.bias),)
 
-    def to(self, device: torch.device) -> LiveTeacher:
-        return replace(self, teacher=self.teacher.to(device))
+    @property
+    def num_bytes(self) -> int:
+        return 0
 
-    def boxes(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+    def placed(self, where: Placement) -> LiveTeacher:
+        return replace(self, teacher=self.teacher.to(where.device))
+
+    def views_of(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
         keys_B = self.keys_N[index]
         view = stored_view(keys_B, number, self.views.per_image)
         return views.draw_views(self.views, self.view_seed, keys_B, view)
 
     def targets(self, sight: Sight) -> TeacherBatch:
-        device_type = sight.images_BCHW.device.type
-        with torch.no_grad(), torch.autocast(device_type, enabled=False):  # the cache is made in float32 too
-            seen_BCHW = views.apply_views(sight.images_BCHW, sight.boxes_B5, self.teacher.input_size)
+        device = sight.images_BCHW.device
+        views_BP, student_view_BCHW = sight.views_BP, sight.student_view_BCHW
+        if self.views.match == "fixed":
+            first = np.zeros_like(sight.number)
+            drawn = views.draw_views(self.views, self.view_seed, self.keys_N[sight.index], first)
+            views_BP = torch.from_numpy(drawn).to(device)
+            student_view_BCHW = views.apply_views(sight.images_BCHW, views_BP, student_view_BCHW.shape[-1])
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # the cache is made in float32 too
+            seen_BCHW = views.apply_views(sight.images_BCHW, views_BP, self.teacher.input_size)
             out = self.teacher(seen_BCHW, pre="pre_embedding" in self.needs, num_maps=self.num_maps)
         return TeacherBatch(
             logits_BK=out.logits_BK,
             embedding_BT=out.embedding_BD,
             pre_embedding_BT=out.pre_embedding_BD,
             maps=out.maps,
-            jacobian_BCHW=self._jacobian(sight.student_view_BCHW) if "jacobian" in self.needs else None,
+            jacobian_BCHW=self._jacobian(student_view_BCHW) if "jacobian" in self.needs else None,
         )
 
     def canonical(self, column: str) -> Tensor | None:

@@ -4,6 +4,9 @@ A stage that was killed goes on from the files that it had finished. Each is who
 they cost, and counts only if it can be read to its last byte; the rows of all others are made again. Every build writes
 below a folder of its own and commits only the files that it counted: a builder that was taken for dead and goes on
 writing changes nothing. Batches of two builds need not have the same bounds.
+
+What the ledger can not know is what a worker had done of the batch in which it was killed: at most one batch of each
+worker, each time that a stage is cut off, is charged to nobody.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,7 +29,7 @@ from sweeper.store import Record, Store
 
 Note = Mapping[str, Any]  # what a file says of itself besides its rows, as JSON in the metadata of its schema
 _METADATA = b"sweeper"
-_COSTS = {"seconds", "device"}  # what every file says, so that no build is charged to nobody
+COSTS = frozenset({"seconds", "device"})  # of a file whose rows cost something: no build is charged to nobody
 
 
 class Spoilt(RunFailed):
@@ -45,6 +48,8 @@ class Staged:
         wanted: the sample ids of the whole build.
         copies: rows of each id; all of them lie in one file.
         fits: whether a file with this note belongs to the build.
+        says: what every note of the build has to say.
+        seen: is given the rows and the note of each file that counts.
 
     Attributes:
         kept: sample ids by the name, below the prefix, of each file that an earlier build left.
@@ -60,6 +65,8 @@ class Staged:
         *,
         copies: int = 1,
         fits: Callable[[Note], bool] = lambda note: True,
+        says: Set[str] = COSTS,
+        seen: Callable[[pa.Table, Note], None] = lambda rows, note: None,
     ) -> None:
         self.store, self.prefix, self._copies = store, prefix, copies
         self.kept: dict[str, list[str]] = {}
@@ -69,10 +76,11 @@ class Staged:
             if table is None or "sample_id" not in table.column_names:
                 continue
             ids, note = Counter(table["sample_id"].to_pylist()), _note_of(table)
-            is_ours = note.keys() >= _COSTS and ids.keys() <= self.missing and fits(note)
+            is_ours = note.keys() >= says and ids.keys() <= self.missing and fits(note)
             if is_ours and set(ids.values()) == {copies}:
                 self.kept[name] = list(ids)
                 self.missing -= ids.keys()
+                seen(table, note)
         self._folder = secrets.token_hex(4)
         self.own = f"{prefix}/{self._folder}"
 

@@ -170,7 +170,10 @@ class Store:
         return findings
 
     def read_table(self, record: Record, columns: Sequence[str] | None = None) -> Any:
-        """All parquet files of the record, in the order of their names, as one `pyarrow.Table` with logical names.
+        """All parquet files of the record as one `pyarrow.Table` with logical names.
+
+        They come in the order of their own names, whichever build's folder they lie in: so the rows of a build that was
+        cut off and gone on with lie as those of one that was not.
 
         Args:
             columns: logical names (or the files' own) in the order wanted; None: those of `record.columns`, else all.
@@ -181,7 +184,8 @@ class Store:
         """
         chosen = list(record.columns) if columns is None and record.columns else columns
         stored = None if chosen is None else [record.columns.get(name, name) for name in chosen]
-        names = sorted(entry.name for entry in record.files if entry.name.endswith(".parquet"))
+        names = [entry.name for entry in record.files if entry.name.endswith(".parquet")]
+        names.sort(key=lambda name: (name.rpartition("/")[2], name))
         if not names:
             raise KeyError(f"{record.kind} {record.key} has no parquet file")
         entries = {entry.name: entry for entry in record.files}

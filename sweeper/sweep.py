@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sweeper import finalists, harvest, search
+from sweeper import adaptations, finalists, harvest, search
 from sweeper.batches import DataRefs, TeacherRefs
 from sweeper.console import Console, LaneView
 from sweeper.desk import Desk
@@ -101,6 +101,8 @@ class Sweep:
             epochs, rungs = self.prepared.max_epochs, folder.path / "rungs.jsonl"
             ended = search.run(desk, self.pool, epochs, hooks, work, rungs)
         self.console.message(_how_it_ended(ended))
+        for line in adaptations.weaker(self.plan, self.records, harvest.candidates(book)):
+            self.console.message(line, "yellow")
         return book
 
     def finalists(self, book: Study) -> list[harvest.Final]:

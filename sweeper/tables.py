@@ -20,9 +20,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 SECONDS_BELOW_HOURS = 0.1  # costs that are all below six minutes are shown in seconds: 0.0031 h says nothing
-ON_FRONT = "on the front"
-LEAST_SHARE = 0.05  # of an importance that is worth a word
-FEW_TRIALS = 8  # over 7, chance alone gives a rank correlation above 0.57 one time in ten
+ON_FRONT, SAVING = "on the front", "saving"
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
 _FORMULA = ("=", "+", "-", "@")
 _LATEX = {
@@ -113,10 +111,14 @@ def _costs(records: Sequence[Record]) -> tuple[str, list[str]]:
 
 
 def pareto(records: Sequence[Record]) -> TextTable:
-    """The front; the caption says what the figures are. Runs that gave `front_probability` have a column for it."""
+    """The front; the caption says what the figures are. What a run does not tell has no column."""
     unit, costs = _costs(records)
-    shares = [_percent(r.get("front_probability")) for r in records]
-    is_known = any(share != "-" for share in shares)
+    known = {ON_FRONT: [percent(r.get("front_probability")) for r in records], unit: costs}
+    known |= {
+        SAVING: [percent(r.get("saving")) for r in records],
+        "params": [params_text(r["params"]) for r in records],
+    }
+    known = {header: cells for header, cells in known.items() if set(cells) != {"-"}}
     has_epochs = len({r["epochs"] for r in records}) > 1
     rows = tuple(
         (
@@ -125,26 +127,25 @@ def pareto(records: Sequence[Record]) -> TextTable:
             *([str(r["epochs"])] if has_epochs else []),
             accuracy_text(r["accuracy_val"]),
             accuracy_text(r["accuracy_test"], r["accuracy_test_std"]),
-            *([share] if is_known else []),
-            cost,
-            params_text(r["params"]),
+            *(cells[row] for cells in known.values()),
         )
-        for r, cost, share in zip(records, costs, shares, strict=True)
+        for row, r in enumerate(records)
     )
     seeds = sorted({int(r["seeds"]) for r in records})
     spread = f"mean of {'/'.join(map(str, seeds))} seeds ± std" if seeds[-1:] > [1] else "one seed"
-    sure = [ON_FRONT] if is_known else []
-    figures = (*(["epochs"] if has_epochs else []), "val", "test", *sure, unit, "params")
-    chance = f" {ON_FRONT}: how likely, by its spread over seeds." if is_known else ""
+    figures = (*(["epochs"] if has_epochs else []), "val", "test", *known)
+    chance = f" {ON_FRONT}: how likely, by its spread over seeds." if ON_FRONT in known else ""
+    saved = f" {SAVING}: of what pre-training and fine-tuning this student costs." if SAVING in known else ""
     return TextTable(
         headers=("#", "trial", "teacher", "student", "loss", "synth", *figures),
         rows=rows,
         right=frozenset({"#", "trial", "synth", *figures}),
-        caption=f"val, test: accuracy, {spread}.{chance} {unit}: whole cost from nothing.",
+        caption=f"val, test: accuracy, {spread}.{chance} {unit}: whole cost from nothing.{saved}",
     )
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share as `17%`, or `-` where it is not known."""
     return "-" if share is None or math.isnan(share) else f"{100 * share:.0f}%"
 
 
@@ -152,66 +153,21 @@ def ablation(records: Sequence[Record]) -> TextTable:
     """One line an arm; `gain` is in points of test accuracy over the arm `scratch` with the same student."""
     unit, costs = _costs(records)
     scratch = {r["student"]: r["accuracy_test"] for r in records if r["role"] == "scratch"}
+    savings = [percent(r.get("saving")) for r in records]
+    saved = [SAVING] if set(savings) - {"-"} else []
     rows = []
-    for r, cost in zip(records, costs, strict=True):
+    for r, cost, saving in zip(records, costs, savings, strict=True):
         test, base = r["accuracy_test"], scratch.get(r["student"])
         gain = "" if test is None or base is None or r["role"] == "scratch" else f"{100 * (test - base):+.1f}"
         names = (plain(r[name]) for name in ("role", "student", "loss"))
         accuracy = accuracy_text(test, r["accuracy_test_std"])
-        rows.append((*names, ratio_text(r["synthetic_ratio"]), accuracy, gain, cost))
+        rows.append((*names, ratio_text(r["synthetic_ratio"]), accuracy, gain, cost, *([saving] if saved else [])))
     return TextTable(
-        headers=("arm", "student", "loss", "synth", "test", "gain", unit),
+        headers=("arm", "student", "loss", "synth", "test", "gain", unit, *saved),
         rows=tuple(rows),
-        right=frozenset({"synth", "test", "gain", unit}),
+        right=frozenset({"synth", "test", "gain", unit, *saved}),
         caption="gain: points of test accuracy over the same student from scratch.",
     )
-
-
-def rungs(records: Sequence[Record]) -> TextTable:
-    """One line a rung: how well accuracy there ranked the trials that went on to their end."""
-    figures = [f"{r['spearman']:.2f}" if _is_told(r) else "too few to tell" for r in records]
-    rows = [(str(r["rung"]), str(r["epochs"]), str(r["trials"]), rho) for r, rho in zip(records, figures, strict=True)]
-    headers = ("rung", "epoch", "trials", "Spearman")
-    caption = "Spearman: correlation of the ranks at the rung with the final ones; 1 is the same order, 0 is chance."
-    return TextTable(headers=headers, rows=tuple(rows), right=frozenset(headers), caption=caption)
-
-
-def rungs_sentence(records: Sequence[Record]) -> str:
-    """Whether early stopping could be trusted, in one sentence; what to do about it in a second where it could not."""
-    told = [r for r in records if _is_told(r)]
-    if not told:
-        most = max((int(r["trials"]) for r in records), default=0)
-        return (
-            "Whether early accuracy ranked trials like their final accuracy can not be told: "
-            f"at most {most} trial{'' if most == 1 else 's'} passed a rung and trained to the end; "
-            f"{FEW_TRIALS} are needed."
-        )
-    worst = min(r["spearman"] for r in told)
-    how = "like" if worst >= 0.7 else "only roughly like" if worst >= 0.4 else "unlike"
-    found = ", ".join(f"{r['spearman']:.2f} over {r['trials']} trials at epoch {r['epochs']}" for r in told)
-    dark = [str(r["epochs"]) for r in records if not _is_told(r)]
-    few = f" (too few to tell at epoch {', '.join(dark)})" if dark else ""
-    advice = "" if worst >= 0.4 else " Good trials may have been stopped: raise `grace` or `keep` of the scheduler."
-    return f"Early accuracy ranked trials {how} their final accuracy: Spearman {found}{few}.{advice}"
-
-
-def importance_lines(records: Sequence[Record], most: int = 4) -> list[str]:
-    """What mattered for each objective, the `most` important leaves first: `accuracy: train.lr 61%, teacher 22%`."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        if record["importance"] >= LEAST_SHARE:
-            found.setdefault(record["objective"], []).append(record)
-    lines = []
-    for objective, own in found.items():
-        first = sorted(own, key=lambda r: -r["importance"])[:most]
-        shares = ", ".join(f"{plain(r['parameter'])} {_percent(r['importance'])}" for r in first)
-        lines.append(f"{plain(objective)}: {shares}")
-    return lines
-
-
-def _is_told(rung: Record) -> bool:
-    rho = rung["spearman"]
-    return rho is not None and math.isfinite(rho) and rung["trials"] >= FEW_TRIALS
 
 
 def runs(records: Sequence[Record]) -> TextTable:
@@ -272,12 +228,12 @@ def _is_numeric(records: Sequence[Record], name: str) -> bool:
 def markdown(columns: Sequence[str], records: Sequence[Record]) -> str:
     """A table of GitHub's Markdown. Cells are escaped: no markup or HTML of a name takes effect."""
     rules = ["---:" if _is_numeric(records, name) else ":---" for name in columns]
-    body = [[_markdown_escape(_short(name, record.get(name))) for name in columns] for record in records]
-    lines = [[_markdown_escape(name) for name in columns], rules, *body]
+    body = [[markdown_escape(_short(name, record.get(name))) for name in columns] for record in records]
+    lines = [[markdown_escape(name) for name in columns], rules, *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _markdown_escape(text: str) -> str:
+def markdown_escape(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
     # An underscore inside a word is only itself; the names of columns must stay as they are.

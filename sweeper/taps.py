@@ -9,7 +9,7 @@ Shapes: B batch, C channels, H and W pixels or tokens, D width of the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -100,11 +100,18 @@ def _ends(module: nn.Module) -> bool:
 
 
 def _map_points(model: Any, images_BCHW: Tensor) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
-    """The deepest map of each resolution, of these the last four; four evenly spaced ones where all are as large."""
     try:
         found = model.forward_intermediates(images_BCHW, output_fmt="NCHW", intermediates_only=True)
     except (AttributeError, TypeError, AssertionError):  # an architecture without it, or without maps in this form
         return (), ()
+    return chosen_maps(found)
+
+
+def chosen_maps(found: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
+    """Numbers and shapes of the maps to read, of all intermediates of a model from shallow to deep.
+
+    The deepest map of each resolution, of these the last four; four evenly spaced ones where all are as large.
+    """
     if not found or any(part.ndim != 4 for part in found):
         return (), ()
     sizes = [tuple(part.shape[-2:]) for part in found]

@@ -1,8 +1,8 @@
 """The targets stage: what the sweep needs of every teacher for every image and view, in one pass that decodes once.
 
-Rows are keyed by (sample_id, view) and hold the view's box, so that the student replays the very view whose target it
-reads (Beyer et al. 2022: a consistent teacher; a wrong flip alone costs a feature a cosine of 0.87). All teachers of a
-pass sit in the same worker and write the columns of one file; each teacher's artifact names its own columns of it.
+Rows are keyed by (sample_id, view) and hold the view's parameters (`box`), so that the student replays the very view
+whose target it reads (Beyer et al. 2022: a consistent teacher; a wrong flip alone costs a feature a cosine of 0.87).
+All teachers of a pass sit in the same worker and write the columns of one file; each teacher's artifact names its own.
 """
 
 from __future__ import annotations
@@ -111,13 +111,13 @@ class TargetsWorker:
         num_views = self.spec.views.per_image
         keys_N = np.array([views.sample_key(s) for s in ids], dtype=np.uint64)
         view_V = np.arange(num_views)
-        boxes_R5 = views.draw_views(
+        views_RP = views.draw_views(
             self.spec.views, self.spec.seed, np.repeat(keys_N, num_views), np.tile(view_V, len(ids))
         )
         columns: dict[str, Any] = {
             "sample_id": np.repeat(np.array(ids, dtype=object), num_views),
             "view": pa.array(np.tile(view_V, len(ids)), pa.int32()),
-            "box": fixed_lists(boxes_R5, pa.float32()),
+            "box": fixed_lists(views_RP, pa.float32()),
         }
         seconds: dict[str, float] = {}
         owner_R = torch.arange(len(ids)).repeat_interleave(num_views)
@@ -127,8 +127,8 @@ class TargetsWorker:
             with DeviceTimer(self.device) as timer:
                 for start in range(0, len(owner_R), FORWARD_BATCH):
                     part = slice(start, start + FORWARD_BATCH)
-                    images, boxes = images_BCHW[owner_R[part]], boxes_R5[part]
-                    parts.append(view_targets(teacher, ref.columns, images, boxes, self.device))
+                    images, views_BP = images_BCHW[owner_R[part]], views_RP[part]
+                    parts.append(view_targets(teacher, ref.columns, images, views_BP, self.device))
             for column in ref.columns:
                 joined = np.concatenate([values[column] for values in parts])
                 if not np.isfinite(joined).all():
@@ -142,7 +142,7 @@ class TargetsWorker:
     def _live_cosine(self, stored: pa.Table, ids: Sequence[str], images_BCHW: torch.Tensor, *, whole: bool) -> float:
         """The least cosine between rows of a file as it lies in the store and a live forward of the same views.
 
-        Rows are drawn at random, enough for `CHECKED_ROWS` in the whole pass, or are all of these images; boxes are
+        Rows are drawn at random, enough for `CHECKED_ROWS` in the whole pass, or are all of these images; views are
         drawn anew, not read.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.spec.seed, views.sample_key(ids[0])]))
@@ -154,10 +154,10 @@ class TargetsWorker:
             rows = stored.take(np.sort(rng.permutation(len(stored))[:count]))
         owners = [position[s] for s in rows["sample_id"].to_pylist()]
         keys_B = np.array([views.sample_key(ids[i]) for i in owners], dtype=np.uint64)
-        boxes_B5 = views.draw_views(self.spec.views, self.spec.seed, keys_B, rows["view"].to_numpy())
+        views_BP = views.draw_views(self.spec.views, self.spec.seed, keys_B, rows["view"].to_numpy())
         least = 1.0
         for ref in self.spec.teachers:
-            live = view_targets(self.teachers[ref.name], ref.columns, images_BCHW[owners], boxes_B5, self.device)
+            live = view_targets(self.teachers[ref.name], ref.columns, images_BCHW[owners], views_BP, self.device)
             for column, values in live.items():
                 cached = np.stack(rows[f"{ref.name}.{column}"].to_numpy(zero_copy_only=False)).astype(np.float64)
                 least = min(least, float(_cosines(cached, values.astype(np.float64)).min()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +18,15 @@ from torch import nn
 
 from sweeper import student as students
 from sweeper.averaging import WeightAverage
-from sweeper.batches import BatchStream, ImageSplit, TrialData
+from sweeper.batches import ImageSplit, TrialData
 from sweeper.checkpoints import Checkpoints, Slot, load_moments, moments, packed, state_of
 from sweeper.evaluate import accuracy
+from sweeper.feeding import BatchStream
 from sweeper.gradient import Gradient
 from sweeper.learning_rate import learning_rate_factor
 from sweeper.objective import Objective
 from sweeper.outcome import EpochReport, Outcome, TrialFailed
-from sweeper.trial import TrialConfig
+from sweeper.trial import TrainConfig, TrialConfig
 
 BETAS = (0.9, 0.999)
 
@@ -47,6 +48,11 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     """
     is_faster = (device.type == "cuda") == (precision == "bf16")
     return torch.channels_last if is_faster else torch.contiguous_format
+
+
+def optimizer(parameters: Iterable[nn.Parameter], recipe: TrainConfig) -> torch.optim.AdamW:
+    """AdamW in one pass over all parameters: the loop over them took 5 to 15% of a step on a CPU."""
+    return torch.optim.AdamW(parameters, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay, fused=True)
 
 
 class Trainer:
@@ -83,7 +89,7 @@ class Trainer:
         self.model = world.wrap(self.objective) if world.wrap else self.objective
         self.gradient = Gradient(self.model, self.stream, recipe.precision, can_halve=world.num_ranks == 1)
         trained = [p for p in self.objective.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=recipe.lr, betas=BETAS, weight_decay=recipe.weight_decay)
+        self.optimizer = optimizer(trained, recipe)
         per_epoch = recipe.epoch_size or len(data.train)
         self.steps_per_epoch = max(1, round(per_epoch / recipe.batch_size))
         self.num_steps = self.steps_per_epoch * recipe.epochs
@@ -122,6 +128,7 @@ class Trainer:
         self.model.train()
         first = self.epoch * self.steps_per_epoch
         total = torch.zeros((), device=self.device)
+        self.stream.will_read((first + self.steps_per_epoch) * recipe.batch_size)
         for step in range(first, first + self.steps_per_epoch):
             factor = learning_rate_factor(step, self.num_steps, recipe.warmup, recipe.schedule)
             for group in self.optimizer.param_groups:
@@ -246,7 +253,7 @@ def fit(
         trainer.go_on_from(_pretrained(config, pool, seed, device, world, saved, checkpoints))
     elif saved is not None:
         trainer.load_state(saved)
-    val = data.val.to(device)
+    val = data.val.to(device) if trainer.stream.placement.is_resident else data.val
     how, last = "completed", until or config.train.epochs
     while trainer.epoch < last:
         trainer.timed_epoch(val)

@@ -1,24 +1,29 @@
-"""Views: the crops and flips under which a teacher's outputs are cached and a student is trained.
+"""Views: the crops, flips and colours under which a teacher's outputs are cached and a student is trained.
 
-A view is stored as parameters relative to the image, `(top, left, height, width, flip)`, never as a seed of a library's
-generator: those streams change with the library's version, and teacher and student must see the very same pixels. The
-parameters come from a counter-based generator: a value depends on (seed, sample key, view number) and on nothing else,
-so that any view of any sample can be drawn, in any order, on any machine.
+A view is stored as parameters relative to the image, `(top, left, height, width, flip)` and with colour jitter the four
+factors of `jitter`, never as a seed of a library's generator: those streams change with the library's version, and
+teacher and student must see the very same pixels. The parameters come from a counter-based generator: a value depends
+on (seed, sample key, view number) and on nothing else, so that any view of any sample can be drawn, in any order, on
+any machine.
 
-View 0 is canonical (the whole image, no flip); the crops follow the law of torchvision's `RandomResizedCrop`
-(Szegedy et al. 2015, arXiv 1409.4842, section 6). Consistent views of teacher and student: Beyer et al. 2022,
-arXiv 2106.05237.
+View 0 is canonical (the whole image, no flip, its own colours); the crops follow the law of torchvision's
+`RandomResizedCrop` (Szegedy et al. 2015, arXiv 1409.4842, section 6). Consistent views of teacher and student: Beyer et
+al. 2022, arXiv 2106.05237.
+
+Shape letters: N samples, V views, P parameters of a view (5, or 9 with colour jitter), B batch, C H W pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from sweeper import jitter
+from sweeper.jitter import NO_JITTER, JitterConfig
 from sweeper.registry import Settings
 
 if TYPE_CHECKING:
@@ -31,20 +36,34 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 # Draw numbers within one view; attempt `a` of a crop uses _CROP + 2a and _CROP + 2a + 1.
-_TOP, _LEFT, _FLIP, _CROP = 0, 1, 2, 16
+# The four of `jitter` begin at _JITTER.
+_TOP, _LEFT, _FLIP, _JITTER, _CROP = 0, 1, 2, 3, 16
+
+Match = Literal["same", "fixed"]
 
 
 class ViewConfig(Settings):
     """How many views of each image are cached, and the law they are drawn from.
 
     `per_image` counts the canonical view; `crop_scale` bounds the crop's share of the image's area, `crop_ratio` its
-    width over height; `flip` mirrors every other view at random.
+    width over height; `flip` mirrors every other view at random; `jitter` changes the colours of all but view 0.
+
+    `match`: the target is that of the very view that the student sees (`same`), or always that of view 0 (`fixed`): the
+    negative control of Beyer et al., one fixed teacher output per image. Views and cache are the same for both.
     """
 
-    per_image: Annotated[int, Field(ge=1)] = 8
+    per_image: Annotated[int, Field(ge=1, le=10_000)] = 8
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
+    # Left out of what is written where they are not used: keys of artifacts and runs stay what they were without them.
+    jitter: JitterConfig = Field(default=NO_JITTER, exclude_if=lambda value: value == NO_JITTER)
+    match: Match = Field(default="same", exclude_if=lambda value: value == "same")
+
+    @property
+    def num_parameters(self) -> int:
+        """P: of each view that is drawn by this law."""
+        return len(CANONICAL) + (len(jitter.NEUTRAL) if self.jitter != NO_JITTER else 0)
 
     @field_validator("crop_scale")
     @classmethod
@@ -59,6 +78,12 @@ class ViewConfig(Settings):
         if not 0 < value[0] <= value[1] < float("inf"):
             raise ValueError(f"needs 0 < low <= high, as width over height; got {list(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _fixed_differs_from_same(self) -> ViewConfig:
+        if self.match == "fixed" and self.per_image == 1:
+            raise ValueError("match: fixed needs per_image of at least 2, or the one view is that of the target")
+        return self
 
 
 def sample_key(sample_id: str) -> int:
@@ -92,7 +117,8 @@ def draw_views(
         views: view numbers, shape [N] (one a sample) or [N, V]; any number >= 0, also beyond `per_image`.
 
     Returns:
-        float32 of shape `views.shape + (5,)`: top, left, height, width as shares of the image, and flip as 0 or 1.
+        float32 of shape `views.shape + (P,)`: top, left, height, width as shares of the image, flip as 0 or 1, and with
+        colour jitter the factors of `jitter`.
 
     Raises:
         ValueError: the shapes do not fit, or a view number is negative.
@@ -107,24 +133,27 @@ def draw_views(
     numbers = numbers.ravel()
 
     height, width = _crop_sizes(config, seed, keys, numbers)
-    out = np.empty((keys.size, 5), dtype=np.float32)
+    out = np.empty((keys.size, config.num_parameters), dtype=np.float32)
     out[:, 0] = counter_uniform(seed, keys, numbers, _TOP) * (1 - height)
     out[:, 1] = counter_uniform(seed, keys, numbers, _LEFT) * (1 - width)
     out[:, 2], out[:, 3] = height, width
     out[:, 4] = counter_uniform(seed, keys, numbers, _FLIP) < 0.5 if config.flip else 0.0
-    out[numbers == 0] = CANONICAL
-    return out.reshape((*shape, 5))
+    if config.num_parameters > len(CANONICAL):
+        uniforms = [counter_uniform(seed, keys, numbers, _JITTER + place) for place in range(len(jitter.NEUTRAL))]
+        out[:, 5:] = jitter.factors(config.jitter, np.stack(uniforms, axis=1))
+    out[numbers == 0] = (*CANONICAL, *jitter.NEUTRAL)[: config.num_parameters]
+    return out.reshape((*shape, config.num_parameters))
 
 
-def apply_views(images_BCHW: torch.Tensor, views_B5: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut one view out of each image and resize it to `size` x `size`, on the images' device.
+def apply_views(images_BCHW: torch.Tensor, views_BP: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut one view out of each image, resize it to `size` x `size` and jitter its colours, on the images' device.
 
     `roi_align` with aligned corners averages as many bilinear samples a pixel as the crop is larger than the output,
     so that shrinking is antialiased; the whole image at its own size comes back bit by bit.
 
     Args:
-        images_BCHW: uint8, or floats in [0, 1].
-        views_B5: from `draw_views`, on any device.
+        images_BCHW: uint8, or floats in [0, 1]; three channels where colours are jittered.
+        views_BP: from `draw_views`, on any device.
 
     Returns:
         float32 [B, C, size, size] in [0, 1].
@@ -133,14 +162,15 @@ def apply_views(images_BCHW: torch.Tensor, views_B5: torch.Tensor, size: int) ->
     from torchvision.ops import roi_align
 
     pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
-    views = views_B5.to(device=pixels.device, dtype=torch.float32)
+    views = views_BP.to(device=pixels.device, dtype=torch.float32)
     image_height, image_width = pixels.shape[-2:]
-    top, left, height, width, flip = views.unbind(dim=1)
+    top, left, height, width, flip = views[:, :5].unbind(dim=1)
     rows = torch.arange(len(views), device=pixels.device, dtype=torch.float32)
     edges = (left * image_width, top * image_height, (left + width) * image_width, (top + height) * image_height)
     boxes_B5 = torch.stack([rows, *edges], dim=1)
     crops: torch.Tensor = roi_align(pixels, boxes_B5, output_size=size, sampling_ratio=-1, aligned=True)
-    return torch.where(flip.bool()[:, None, None, None], crops.flip(-1), crops).clamp_(0, 1)
+    seen = torch.where(flip.bool()[:, None, None, None], crops.flip(-1), crops).clamp_(0, 1)
+    return seen if views.shape[1] == len(CANONICAL) else jitter.adjust(seen, views[:, 5:])
 
 
 def _crop_sizes(

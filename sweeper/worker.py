@@ -102,6 +102,17 @@ def _broadcast(value: Any, num_ranks: int) -> Any:
     return box[0]
 
 
+def _of_all_ranks(value: Any, num_ranks: int) -> list[Any]:
+    """Every rank's value on every rank, by rank."""
+    if num_ranks == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * num_ranks
+    dist.all_gather_object(values, value)
+    return values
+
+
 def _data_parallel(model: Any) -> Any:
     """DDP; without cross-entropy and KL the classifier has no gradient, which DDP must be told."""
     from ray.train.torch import prepare_model
@@ -219,9 +230,9 @@ def lane_loop(settings: dict[str, Any]) -> None:
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = get_device()
     cache = DataCache(Store(settings["store"], reached=True))
-    node = ray.get_runtime_context().get_node_id()
+    nodes = _of_all_ranks(ray.get_runtime_context().get_node_id(), num_ranks)
     _warm_up(device)
-    incarnation = ray.get(mailbox.enlist.remote(lane, os.getpid(), node)) if rank == 0 else 0
+    incarnation = ray.get(mailbox.enlist.remote(lane, os.getpid(), nodes)) if rank == 0 else 0
     while True:
         taken = ray.get(mailbox.take.remote(lane, incarnation)) if rank == 0 else None
         taken = _broadcast(taken, num_ranks)

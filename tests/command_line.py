@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from sweeper.session import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 
@@ -29,12 +30,18 @@ def environment() -> Mapping[str, str]:
     return {**kept, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, *arguments: str, code: str = VERB) -> subprocess.Popen[str]:
-    """Start it, in a process group of its own, so that it can be sent what a terminal's Ctrl-C sends."""
+def start(
+    folder: Path, *arguments: str, code: str = VERB, more: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[str]:
+    """Start it, in a process group of its own, so that it can be sent what a terminal's Ctrl-C sends.
+
+    Args:
+        more: of its environment.
+    """
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env=environment(),
+        env={**environment(), **more},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from small_student import Small
     from small_sweep import Built
 
     from sweeper.lane import LanePool
     from sweeper.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in Ray's workers, which inherit it
+os.environ["SWEEPER_CACHE"] = tempfile.mkdtemp(prefix="sweeper-tests-")
+atexit.register(shutil.rmtree, os.environ["SWEEPER_CACHE"], ignore_errors=True)
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -71,6 +76,14 @@ def generator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion with random weights, as a folder."""
+    import tiny_pipelines
+
+    return tiny_pipelines.stable_diffusion(tmp_path_factory.mktemp("pipelines") / "sd")
+
+
+@pytest.fixture(scope="session")
 def built(ray_session: None, generator_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The small sweep with all of its artifacts."""
     import small_sweep
@@ -87,6 +100,14 @@ def pool(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan
 
     with lanes(LanePlan(1, 1, 1, 0.0), built.store.uri, tmp_path_factory.mktemp("lane")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A run of one trained student, for the tests of what is handed over; needs no Ray."""
+    import small_student
+
+    return small_student.make(tmp_path_factory.mktemp("small_student"))
 
 
 @pytest.fixture

@@ -50,12 +50,12 @@ def made_up_targets(split: ImageSplit, keys_N: np.ndarray, config: ViewConfig = 
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(*shape, len(CLASS_NAMES))) + 4 * np.eye(len(CLASS_NAMES))[split.labels_B][:, None]
     embedding = rng.normal(size=(*shape, WIDTH)) + np.eye(WIDTH)[split.labels_B][:, None]
-    boxes_NV5 = views.draw_views(config, seed, keys_N, np.tile(np.arange(config.per_image), (len(split), 1)))
+    views_NVP = views.draw_views(config, seed, keys_N, np.tile(np.arange(config.per_image), (len(split), 1)))
     columns = {"logits": logits, "embedding": embedding, "pre_embedding": embedding - 0.5}
     classifier = (torch.eye(WIDTH)[: len(CLASS_NAMES)], torch.zeros(len(CLASS_NAMES)))
     return CachedTargets(
         keys_N=keys_N,
-        views_NV5=boxes_NV5,
+        views_NVP=views_NVP,
         columns={name: torch.from_numpy(values).half() for name, values in columns.items()},
         classifiers=(classifier,),
         widths=(WIDTH,),

@@ -1,17 +1,16 @@
-"""Teachers: the probe is scikit-learn's, the stored teacher is the adapted one, and the test split is never read."""
+"""Teachers: the stored teacher is the adapted one, and the test split is never read."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from samples import CLASS_NAMES, SIZE, VIEWS, colour_split, commit_images, raw_images
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from tiny_models import saved_clip
 
 from sweeper import adapt, views
 from sweeper.adapted import load_teacher
@@ -20,56 +19,9 @@ from sweeper.errors import RunFailed
 from sweeper.plan import Artifact, artifact
 from sweeper.registry import Settings
 from sweeper.store import Record, Store
-from sweeper.teachers import timm
+from sweeper.teachers import open_clip, timm
 
 COUNTS = {"train": 18, "val": 9, "test": 9}
-
-
-def clusters(num: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping classes with features of very different scales and offsets."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(num) % num_classes
-    features = rng.normal(size=(num, 4)) + 1.5 * np.eye(4)[labels]
-    return features * [1, 100, 0.01, 1] + [0, 1000, 0, -3], labels
-
-
-@pytest.mark.parametrize("num_classes", [2, 3])
-def test_the_probe_is_a_logistic_regression(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, labels = clusters(60, num_classes, 0)
-    val, val_labels = clusters(30, num_classes, 1)
-    monkeypatch.setattr(adapt, "PROBE_PENALTIES", (0.5,))
-    head = adapt.fit_probe(train, labels, val, val_labels)
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    oracle = LogisticRegression(C=0.5, max_iter=500, tol=1e-8).fit((train - mean) / std, labels)
-    with torch.no_grad():
-        found = torch.softmax(head(torch.from_numpy(val).float()), dim=1).numpy()
-    assert found.shape == (30, num_classes)
-    np.testing.assert_allclose(found, oracle.predict_proba((val - mean) / std), atol=2e-3)
-
-
-def probed(monkeypatch: pytest.MonkeyPatch, data: Any, *penalties: float) -> tuple[float, torch.Tensor]:
-    """Cross-entropy on validation, by scikit-learn, and weights of the probe that these penalties give."""
-    train, labels, val, val_labels = data
-    monkeypatch.setattr(adapt, "PROBE_PENALTIES", penalties)
-    head = adapt.fit_probe(train, labels, val, val_labels)
-    probabilities = torch.softmax(head(torch.from_numpy(val).float()), dim=1).detach().double().numpy()
-    return log_loss(val_labels, probabilities / probabilities.sum(axis=1, keepdims=True)), head.weight.detach()
-
-
-@pytest.mark.parametrize("noise", [1.0, 0.1])
-def test_the_penalty_has_the_least_cross_entropy_on_validation(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with little noise, where each is right everywhere and accuracy could not tell them apart."""
-    draw = np.random.default_rng(0)
-    parts = []
-    for num in (30, 300):
-        labels = np.arange(num) % 3
-        parts += [np.eye(4)[labels] + noise * draw.normal(size=(num, 4)), labels]
-    alone = {penalty: probed(monkeypatch, parts, penalty) for penalty in (1e-4, 0.03, 1.0, 1000.0)}
-    losses = sorted(loss for loss, _ in alone.values())
-    assert all(more > 1.05 * less for less, more in itertools.pairwise(losses)), "the choice matters here"
-    best = min(alone, key=lambda penalty: alone[penalty][0])
-    for penalties in itertools.permutations(alone):
-        torch.testing.assert_close(probed(monkeypatch, parts, *penalties)[1], alone[best][1])
 
 
 def teacher_config(way: str, **fields: Any) -> timm.Config:
@@ -122,6 +74,36 @@ def test_the_stored_teacher_is_the_one_that_was_adapted(
     assert record.charge is not None
     assert (record.charge.stage, record.charge.key, record.charge.device) == ("adapt", item.key, "cpu")
     assert (record.charge.seconds > 0.001) == (way != "none")
+
+
+@pytest.mark.parametrize("way", ["none", "linear_probe", "fine_tune"])
+def test_a_clip_is_stored_with_its_classifier(
+    store: Store, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zero-shot one needs no label, and its texts are read once: what is stored brings the classifier."""
+    monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", 2)
+    saved_clip(tmp_path / "clip")
+    config = open_clip.Config(weights=str(tmp_path / "clip"), adapt=way)
+    fresh = open_clip.build(config, CLASS_NAMES)
+    seen: list[int] = []
+    embed = adapt.embed
+    monkeypatch.setattr(adapt, "embed", lambda t, split, device: seen.append(len(split)) or embed(t, split, device))
+    item, record = adapted(store, config)
+    assert record.charge is not None
+    assert record.charge.seconds > 0
+    if way == "none":
+        assert seen == [COUNTS["val"]], "no training image is looked at"
+    monkeypatch.delattr("open_clip.get_tokenizer")
+    loaded = load_teacher(store, item.key, config, CLASS_NAMES)
+    val = val_split(store)
+    features, logits = embed(loaded, val, torch.device("cpu"))
+    assert logits is not None
+    assert record.meta["accuracy_val"] == pytest.approx(float((logits.argmax(1) == val.labels_B).float().mean()))
+    expected, zero_shot = embed(fresh, val, torch.device("cpu"))
+    assert torch.equal(features, expected) == (way != "fine_tune")
+    if way == "none":
+        assert zero_shot is not None
+        assert torch.equal(logits, zero_shot)
 
 
 def test_a_probe_of_random_features_already_knows_colours(store: Store) -> None:

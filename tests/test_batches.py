@@ -26,8 +26,9 @@ from samples import (
 from sweeper import views
 from sweeper.adapt import resized
 from sweeper.adapted import CLASSIFIER_FILE
-from sweeper.batches import BatchStream, DataCache, DataRefs, TeacherRefs
+from sweeper.batches import DataCache, DataRefs, TeacherRefs
 from sweeper.errors import RunFailed
+from sweeper.feeding import BatchStream
 from sweeper.shards import fixed_lists
 from sweeper.store import Store
 from sweeper.teachers.timm import Config
@@ -94,8 +95,8 @@ def test_the_replayed_view_is_the_one_whose_target_is_read() -> None:
         assert torch.equal(embedding_BT, logits_BK + 100)
         sample, view = logits_BK.long().unbind(1)
         assert torch.equal(sample, batch.index_B)
-        boxes_B5 = torch.from_numpy(data.source.views_NV5[sample, view])
-        expected = views.apply_views(data.train.images_BCHW[sample], boxes_B5, SIZE)
+        views_BP = torch.from_numpy(data.source.views_NVP[sample, view])
+        expected = views.apply_views(data.train.images_BCHW[sample], views_BP, SIZE)
         assert torch.equal(batch.images_BCHW, expected)
         assert torch.equal(batch.labels_B, data.train.labels_B[sample])
         for s, v in zip(sample.tolist(), view.tolist(), strict=True):
@@ -120,8 +121,8 @@ def test_without_a_teacher_each_pass_draws_fresh_views() -> None:
         batch = reader.batch(7 * q)
         assert batch.teacher is None
         keys = data.keys_N[batch.index_B.numpy()]
-        boxes_B5 = torch.from_numpy(views.draw_views(VIEWS, 0, keys, np.full(7, q + 1)))
-        assert torch.equal(batch.images_BCHW, views.apply_views(data.train.images_BCHW[batch.index_B], boxes_B5, SIZE))
+        views_BP = torch.from_numpy(views.draw_views(VIEWS, 0, keys, np.full(7, q + 1)))
+        assert torch.equal(batch.images_BCHW, views.apply_views(data.train.images_BCHW[batch.index_B], views_BP, SIZE))
         shown.append(batch.images_BCHW[batch.index_B.argsort()])
     for i, one in enumerate(shown):
         for other in shown[:i]:
@@ -235,8 +236,8 @@ def test_targets_follow_their_samples(store: Store) -> None:
     assert torch.equal(told[..., 1], torch.arange(VIEWS.per_image).expand(9, -1).half())
     expected = torch.tensor((data.keys_N % np.uint64(1000)).astype(np.float32)).half()
     assert torch.equal(told[..., 0], expected[:, None].expand(-1, VIEWS.per_image))
-    boxes_NV5 = views.draw_views(VIEWS, 5, data.keys_N, np.tile(np.arange(VIEWS.per_image), (9, 1)))
-    assert np.array_equal(data.source.views_NV5, boxes_NV5)
+    views_NVP = views.draw_views(VIEWS, 5, data.keys_N, np.tile(np.arange(VIEWS.per_image), (9, 1)))
+    assert np.array_equal(data.source.views_NVP, views_NVP)
 
 
 @pytest.mark.parametrize(("skip", "twice"), [(1, 0), (0, -1), (1, 1)])
@@ -259,18 +260,33 @@ def test_what_the_store_lacks_is_named(store: Store) -> None:
         read(store, DataRefs(images="images", synthetic=("first",), num_synthetic=7))
 
 
-def test_the_cache_keeps_the_newest_tables(store: Store) -> None:
-    cache = DataCache(store, capacity=2)
+def test_the_arrays_that_were_read_last_are_kept(store: Store) -> None:
+    cache = DataCache(store, capacity=4)  # two sets of images: what is trained on, what is validated on
+
+    def place(key: str) -> int:
+        refs = DataRefs(images=key)
+        data = cache.trial_data(refs, needs=frozenset(), view_config=VIEWS, view_seed=5, with_test=False)
+        assert len(data.train) == COUNTS["train"]
+        return data.train.images_BCHW.data_ptr()
+
     for key in ("a", "b", "c"):
         commit_images(store, COUNTS, key)
-        cache.table(key)
-    kept = cache.table("c")
-    for key in ("a", "b", "c"):
-        store.remove(key)
-    assert cache.table("c") is kept
-    assert cache.table("b").equals(kept)
-    with pytest.raises(RunFailed):
-        cache.table("a")
+    first, second = place("a"), place("b")
+    assert (place("a"), place("b")) == (first, second)
+    place("a")
+    place("c")  # in place of b, which was not read as lately
+    assert place("a") == first
+    assert len(cache._held) == 4
+
+
+def test_an_artifact_that_was_made_anew_is_read_anew(store: Store) -> None:
+    """A stage may be rebuilt under its key, with other bytes: a node must not go on with the old ones."""
+    commit_images(store, COUNTS)
+    old = read(store, DataRefs(images="images"))
+    store.remove("images")
+    commit_images(store, {"train": 6, "val": 4, "test": 3})
+    new = read(store, DataRefs(images="images"))
+    assert (len(old.train), len(new.train)) == (5, 6)
 
 
 def test_the_canonical_view_is_the_image_itself() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeper import files
-from sweeper.files import write_atomically
+from sweeper.files import write_atomically, write_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -61,3 +61,26 @@ def test_the_new_file_is_on_disk_before_it_takes_the_name(tmp_path: Path, monkey
 def test_two_writers_do_not_share_a_temporary_file(tmp_path: Path) -> None:
     assert files.part_path(tmp_path, "x") != files.part_path(tmp_path, "x")
     assert files.part_path(tmp_path, "x").name.startswith("."), "hidden from those who list the folder"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "a [folder]"
+    write_folder(folder, {"a": b"1", "b": b"2"})
+    part = files.part_path(folder.parent, folder.name)  # of a process that was killed
+    part.mkdir()
+    write_folder(folder, {"b": b"3"})
+    assert names(folder) == ["b"]
+    assert (folder / "b").read_bytes() == b"3"
+    assert names(folder.parent) == ["a [folder]"]
+
+
+def test_a_folder_that_can_not_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "x", {"a": b"old"})
+    write = files.write_synced
+    monkeypatch.setattr(files, "write_synced", lambda path, data: write(path, data) if path.name == "a" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_folder(tmp_path / "x", {"a": b"new", "b": b"new"})
+    assert (tmp_path / "x" / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["x"]

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sweeper import flops, forecast, student, zoo
+from sweeper import costs, devices, flops, forecast, place, student, zoo
 from sweeper.config import SweepConfig
 from sweeper.datasets import digits, digits_pool
 from sweeper.generators import diffusers as generators
 from sweeper.ledger import Charge
 from sweeper.plan import Artifact, Plan, make_plan
-from sweeper.schedulers import asha
+from sweeper.schedulers import asha, mo_asha
 from sweeper.space import Space
 from sweeper.store import Store
 from sweeper.teachers import timm as teachers
@@ -45,7 +45,7 @@ def sweep(
             "train": {"epochs": 8, "batch_size": 32, "epoch_size": 64},
             **(trial or {}),
         },
-        "search": {"trials": 10, "scheduler": {"kind": "fifo"}, **(search or {})},
+        "search": {"trials": 10, "scheduler": {"kind": "fifo"}, "front": "final", **(search or {})},
         "finalists": {"count": 1, "seeds": 1, "ablate": False},
     }
     config = SweepConfig.model_validate({**values, **changes})
@@ -86,12 +86,12 @@ def test_a_student_counts_as_a_real_one_does(model: str) -> None:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         built(torch.zeros(1, 3, 32, 32))
-    assert forecast.student_flops(config, 10, 32) == counter.get_total_flops() > 1e6
+    assert costs.student_flops(config, 10, 32) == counter.get_total_flops() > 1e6
 
 
 def test_pretrained_students_are_counted_without_their_weights() -> None:
     named, random = StudentConfig(model="resnet18", init="pretrained"), StudentConfig(model="resnet18")
-    assert forecast.student_flops(named, 10, 32) == forecast.student_flops(random, 10, 32)
+    assert costs.student_flops(named, 10, 32) == costs.student_flops(random, 10, 32)
 
 
 def test_teachers_are_counted_without_their_weights(tmp_path: Path) -> None:
@@ -136,8 +136,12 @@ def test_generators_of_text_and_latents_are_counted(tmp_path: Path) -> None:
         return generators.flops_an_image(config, NAMES) or 0.0
 
     assert count(size=16) > 3 * count() > 0
+    denoiser = count()
     (tmp_path / "vae").mkdir()
-    assert count(size=64) == count()  # of 8 x 8 latents
+    widths = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    widths |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "_class_name": "AutoencoderKL"}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(widths))
+    assert count(size=64) == count() > denoiser  # 8 x 8 latents, and decoding them
 
 
 @ON_CPU
@@ -147,11 +151,11 @@ def test_an_empty_store(store: Store) -> None:
     assert not found.measured
     assert not found.unknown
     assert found.seconds["search"] == pytest.approx(10 * found.seconds["finalists"])
-    forward = forecast.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
+    forward = costs.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
     assert forward is not None
-    batches = 8 * (2 + 200 / forecast.EVALUATION_BATCH)
+    batches = 8 * (2 + 200 / costs.EVALUATION_BATCH)
     work = 8 * forward * (3 * 64 + 200)
-    assert found.seconds["finalists"] == pytest.approx(work / forecast.RATE_CPU_FLOPS + batches * forecast.BATCH_S)
+    assert found.seconds["finalists"] == pytest.approx(work / devices.RATE_CPU_FLOPS + batches * costs.BATCH_S)
 
 
 @ON_CPU
@@ -167,7 +171,8 @@ def test_a_space_is_averaged_over_its_combinations(store: Store) -> None:
 def test_budgets_and_stops(store: Store) -> None:
     whole = expected(store).seconds["search"]
     scheduler = {"kind": "asha", "grace": 2, "reduction": 2}
-    assert expected(store, search={"scheduler": scheduler}).seconds["search"] == pytest.approx(whole * 0.5)
+    share = asha.expected_share(asha.Config(grace=2, reduction=2), 8, 10)
+    assert expected(store, search={"scheduler": scheduler}).seconds["search"] == pytest.approx(whole * share)
     capped = expected(store, search={"trials": 10**6, "gpu_hours": 0.01})
     assert capped.seconds["search"] == pytest.approx(36 - capped.seconds["adapt"] - capped.seconds["targets"])
 
@@ -178,17 +183,26 @@ def test_the_share_that_asha_trains() -> None:
     assert asha.expected_share(asha.Config(grace=40), 40) == 1.0
 
 
+def test_few_trials_pass_more_often_and_stops_come_late() -> None:
+    """Of 1, 2, 3, 4 records 1, 1, 1 and 2 of `rungs.Rungs` are among the first 1/4 and one more."""
+    config = mo_asha.Config(grace=8, reduction=4, keep=0)
+    passing = (1 + 1 / 2 + 1 / 3 + 2 / 4) / 4
+    assert mo_asha.expected_share(config, 15, 4) == pytest.approx(8 / 15 + passing * 7 / 15 + (1 - passing) / 15)
+    assert mo_asha.expected_share(config, 15, 10**6) == pytest.approx(8 / 15 + 7 / 60 + 3 / 4 / 15, rel=1e-4)
+    assert mo_asha.expected_share(config, 15) == pytest.approx(8 / 15 + 7 / 60)
+
+
 @ON_CPU
 def test_what_this_teacher_took_before_is_scaled(store: Store) -> None:
     earlier_config, earlier_space = sweep(dataset={"kind": "digits", "train_per_class": 5})
     earlier = planned(earlier_config, earlier_space, store)
     adapt, targets = earlier.adapt["cnn"], next(iter(earlier.targets.values()))
-    keep(store, adapt, forecast.PROBE_S + 5.0)
+    keep(store, adapt, costs.PROBE_S + 5.0)
     keep(store, targets, 50.0)
     found = expected(store)  # 3 instead of 5 images a class
     assert found.measured == ("adapt", "targets")
     assert found.seconds["targets"] == pytest.approx(30.0)
-    assert found.seconds["adapt"] == pytest.approx(forecast.PROBE_S + 3.0)
+    assert found.seconds["adapt"] == pytest.approx(costs.PROBE_S + 3.0)
     assert "teachers and targets as measured before" in " ".join(" ".join(found.lines()).split())
 
 
@@ -226,26 +240,66 @@ def test_a_pipeline_that_is_not_on_disk_is_not_known(store: Store) -> None:
     assert "not known: synthetic of sd" in " ".join(" ".join(found.lines()).split())
 
 
+def made_up(*rows: forecast.Row, device: str = "NVIDIA A100-SXM4-80GB", **changes: Any) -> forecast.Forecast:
+    slot = devices.slot(device, is_here=False)
+    where = place.Place(slot, {"CPU": 17.0, "GPU": 17.0}, **changes)
+    return forecast.Forecast(rows, where, 17)
+
+
+def row(kind: str, seconds: float | None = 12345.6, **changes: Any) -> forecast.Row:
+    values = {"name": kind, "samples": 5760, "unit": "views", "bytes": 5_230_080, "seconds": seconds, **changes}
+    return forecast.Row(kind=kind, **values)
+
+
 def test_lines_fit_the_header() -> None:
-    stages = ("adapt", "synthetic", "targets", "search", "finalists")
-    found = forecast.Forecast(
-        dict.fromkeys(stages, 12345.6), ("adapt", "synthetic", "targets"), ("synthetic of " + "long " * 20,), "GPU", 17
-    )
+    known = [row(kind, basis=forecast.BEFORE) for kind in ("adapt", "synthetic", "targets")]
+    lost = row("synthetic", None, name="long " * 20, basis=forecast.UNKNOWN)
+    found = made_up(*known, row("search"), row("finalists"), lost)
     lines = found.lines()
     assert lines[0].startswith("  forecast   17 h 08 min of device time: teachers 3 h 25 min, ")
     assert all(len(line) < 100 and "\xa0" not in line for line in lines)
     assert all(line.startswith(" " * 13) for line in lines[1:])
-    assert "on 17 lanes at 10,000 GFLOP/s a GPU slot" in " ".join(" ".join(lines).split())
+    text = " ".join(" ".join(lines).split())
+    assert "on 17 lanes, counted at an assumed 20% of the peak in A100's data sheet, 19.5 TFLOP/s" in text
 
 
 def test_lanes_are_told_of_this_machine_only(store: Store) -> None:
     config, space = sweep()
     plan = planned(config, space, store)
-    here, elsewhere = (forecast.forecast(plan, space, store, is_local=is_local) for is_local in (True, False))
+    places = (place.here(is_local=is_local) for is_local in (True, False))
+    here, elsewhere = (forecast.forecast(plan, space, store, where) for where in places)
     assert here.lanes is not None
-    assert here.wall_s == pytest.approx(forecast.START_S + here.total / here.lanes)
+    trainings = here.seconds["search"] / here.lanes + here.seconds["finalists"]  # of those there is one alone
+    stages = 3 * forecast.PASS_S + here.seconds["adapt"] + here.seconds["targets"]  # images, teachers, targets
+    assert here.wall_s == pytest.approx(forecast.START_S + stages + trainings)
     assert elsewhere.wall_s is None
     assert "lane" not in " ".join(elsewhere.lines())
+
+
+def test_rows_of_an_anytime_front_are_not_all_trained_to_the_end(store: Store) -> None:
+    whole = expected(store).seconds["finalists"]
+    found = expected(store, search={"front": "anytime"}).seconds["finalists"]
+    assert found == pytest.approx(whole * forecast.ANYTIME_SHARE)
+
+
+def test_bytes_are_those_of_the_schemas(store: Store) -> None:
+    config, space = sweep()
+    plan = planned(config, space, store)
+    found = {r.kind: r.bytes for r in forecast.forecast(plan, space, store).rows}
+    width, num_classes = 96, 10  # of test_resnet's embedding
+    assert teachers.sketch(teachers.Config.model_validate(TEACHER), NAMES).embedding_dim == width
+    assert found["images"] == len(plan.index) * 32 * 32 * 3
+    assert found["adapt"] == (width + 1) * num_classes * 4
+    assert found["targets"] == 30 * 2 * (num_classes * 2 + 5 * 4 + 4)  # logits in fp16, the box and the view
+
+
+def test_a_part_that_is_there_is_cached_and_costs_nothing(store: Store) -> None:
+    config, space = sweep()
+    plan = planned(config, space, store)
+    keep(store, plan.adapt["cnn"], 3.0)
+    found = {r.kind: r for r in forecast.forecast(plan, space, store).rows}
+    assert (found["adapt"].basis, found["adapt"].seconds, found["adapt"].bytes) == (forecast.CACHED, 0.0, 0)
+    assert found["targets"].basis == forecast.COUNTED
 
 
 TASK_RECIPE = {"epochs": 8, "batch_size": 32, "epoch_size": 64}  # as `sweep` has it
@@ -270,12 +324,12 @@ class TestPretraining:
 
     def whole(self, recipe: dict[str, int], num_images: int, num_val: int) -> float:
         """Seconds of one training, in closed form."""
-        forward = forecast.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
+        forward = costs.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
         assert forward is not None
-        steps = -(-recipe.get("epoch_size", num_images) // recipe["batch_size"])
-        work = forward * (forecast.BACKWARD_FACTOR * steps * recipe["batch_size"] + num_val)
-        batches = steps + num_val / forecast.EVALUATION_BATCH
-        return recipe["epochs"] * (work / forecast.RATE_CPU_FLOPS + batches * forecast.BATCH_S)
+        steps = round(recipe.get("epoch_size", num_images) / recipe["batch_size"])  # as `train.Trainer` has it
+        work = forward * (costs.BACKWARD_FACTOR * steps * recipe["batch_size"] + num_val)
+        batches = steps + num_val / costs.EVALUATION_BATCH
+        return recipe["epochs"] * (work / devices.RATE_CPU_FLOPS + batches * costs.BATCH_S)
 
     @ON_CPU
     def test_is_counted_beside_the_task_and_validates_nothing(self, store: Store) -> None:
@@ -305,7 +359,8 @@ class TestPretraining:
         scheduler = {"kind": "asha", "grace": 2, "reduction": 2}
         task, first = self.whole(TASK_RECIPE, 30, 200), self.whole(POOL_RECIPE, 40, 0)
         found = self.found(store, search={"scheduler": scheduler})
-        assert found.seconds["search"] == pytest.approx(10 * (first + 0.5 * task))
+        share = asha.expected_share(asha.Config(grace=2, reduction=2), 8, 10)
+        assert found.seconds["search"] == pytest.approx(10 * (first + share * task))
 
     @ON_CPU
     def test_a_teacher_in_the_loop_of_the_pool_is_counted(self, store: Store) -> None:

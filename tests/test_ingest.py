@@ -6,19 +6,23 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sweeper import ingest
+from sweeper import duplicates, ingest, shards
 from sweeper.console import Console
-from sweeper.datasets import DatasetIndex, digits, image_folder
+from sweeper.datasets import DatasetIndex, digits, image_folder, unlabelled_folder
 from sweeper.errors import InputError, RunFailed
-from sweeper.ingest import ImageWorker, build, fit_square
+from sweeper.ingest import ImageWorker, build
+from sweeper.pixels import fit_square
 from sweeper.plan import Artifact, artifact
 from sweeper.run import _report
 from sweeper.store import Store
@@ -87,7 +91,7 @@ def test_every_image_once_in_the_order_of_the_index(
     record = build(store, wanted, folder, index, progress=told.append)
     assert told == [30] * 6 + [20]
     assert (record.key, record.kind, record.rows, record.charge) == (wanted.key, "images", 200, None)
-    assert len(record.files) == 7
+    assert len(record.files) == 7 + 1  # and the digests
     assert record.meta == {
         "unreadable": [],
         "duplicates": [],
@@ -147,7 +151,7 @@ def test_images_in_two_splits_are_kept_and_told_of_before_the_search(
     assert second == {"splits": ["val", "test"], "count": 1, "examples": [["val/dog/003.png", "test/cat/x\ny.bmp"]]}
 
     shown = io.StringIO()
-    plan = SimpleNamespace(images=wanted, pools={}, adapt={})
+    plan = SimpleNamespace(images=wanted, pools={}, adapt={}, synthetic={})
     _report(plan, {wanted.key: record}, Console(stream=shown))  # type: ignore[arg-type]
     assert shown.getvalue().splitlines() == [
         "1 of 262 images could not be read and are left out:",
@@ -162,7 +166,7 @@ def test_images_in_two_splits_are_kept_and_told_of_before_the_search(
 
 def test_duplicates_are_those_between_splits_and_examples_are_few() -> None:
     """Within one split they only weigh more; an unreadable image is the same as no other one."""
-    size = ingest.DIGEST_BYTES
+    size = duplicates.DIGEST_BYTES
     index = DatasetIndex(
         class_names=("a", "b"),
         sample_ids=[str(i) for i in range(100)],
@@ -171,11 +175,92 @@ def test_duplicates_are_those_between_splits_and_examples_are_few() -> None:
         sources=[""] * 100,
         content="",
     )
-    assert ingest.across_splits(bytes(100 * size), index) == []
-    assert ingest.across_splits(b"".join(n.to_bytes(size, "big") for n in range(1, 101)), index) == []
-    (found,) = ingest.across_splits(b"\1" * (100 * size), index)
+    assert duplicates.across_splits(bytes(100 * size), index) == []
+    assert duplicates.across_splits(b"".join(n.to_bytes(size, "big") for n in range(1, 101)), index) == []
+    (found,) = duplicates.across_splits(b"\1" * (100 * size), index)
     assert (found["splits"], found["count"]) == (["train", "test"], 40)
-    assert len(found["examples"]) == ingest.MAX_EXAMPLES
+    assert len(found["examples"]) == duplicates.MAX_EXAMPLES
+
+
+def test_images_of_val_and_test_that_a_pool_holds_are_told_of(
+    store: Store, folder: image_folder.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student that is pre-trained on them has seen what it is chosen, or judged, by; those of train are no matter."""
+    monkeypatch.setattr(ingest, "_block_rows", lambda *_: 30)
+    monkeypatch.setattr(shards, "run", lambda rows, make, *_: [make()(block) for block in rows])
+    index = image_folder.index(folder, 0)
+    by_split = {split: [s for s, is_in in zip(index.sample_ids, index.splits, strict=True) if is_in == split]
+                for split in ("train", "val", "test")}  # fmt: skip
+    copied = [*by_split["train"][:5], *by_split["val"][:1], *by_split["test"][:3]]
+    (tmp_path / "pool").mkdir()
+    for number, name in enumerate(copied):
+        Image.open(Path(folder.root) / name).save(tmp_path / "pool" / f"{number}.bmp")
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "pool" / "of its own.png")
+    config = unlabelled_folder.Config(root=str(tmp_path / "pool"), image_size=8)
+    pool = unlabelled_folder.index(config, 0)
+    wanted = {"task": (folder, index, asked_for(index)), "pool": (config, pool, asked_for(pool))}
+    records = {item.key: build(store, item, dataset, found) for dataset, found, item in wanted.values()}
+    plan: Any = SimpleNamespace(
+        images=wanted["task"][2], index=index, pools={"more": wanted["pool"][2]}, pool_indexes={"more": pool}
+    )
+    val, test = duplicates.across_pools(plan, store, records)
+    assert (val["splits"], val["count"], val["examples"]) == (["pool more", "val"], 1, [["5.bmp", copied[5]]])
+    assert (test["splits"], test["count"]) == (["pool more", "test"], 3)
+    assert sorted(test["examples"]) == [[f"{number}.bmp", copied[number]] for number in (6, 7, 8)]
+    plan.pools = {}
+    assert duplicates.across_pools(plan, store, records) == []
+
+
+@pytest.mark.parametrize("damage", ["none", "truncated", "a flipped bit"])
+def test_a_stage_that_was_cut_off_goes_on_by_row(
+    store: Store, folder: image_folder.Config, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Three sessions with other bounds of their blocks: no image decoded twice, none missing, all in the old order."""
+    broken = ["cat/000.png", "cat/040.png"]  # one is met before the stage is cut off, one after it
+    for name in broken:
+        (Path(folder.root) / name).write_bytes(b"broken")
+    index = image_folder.index(folder, 0)
+    wanted, prefix, decoded, told = asked_for(index), store.staging(), list[list[int]](), list[str]()
+
+    def killed_after(blocks: int) -> Callable[..., list[shards.Summary]]:
+        def run(rows: list[pa.Table], make: Any, shape: shards.Shape, progress: Any) -> list[shards.Summary]:
+            worker = make()
+            kept = rows if blocks == 0 else rows[1 : 1 + blocks]  # as they come: the first one is not the first to end
+            decoded.extend([block["row"][0].as_py(), len(block)] for block in kept)
+            done = [worker(block) for block in kept]
+            if blocks:
+                raise KeyboardInterrupt
+            return done
+
+        return run
+
+    for block_rows, blocks in ((30, 2), (11, 3)):  # 30..89, then 11..29 and 90..
+        monkeypatch.setattr(ingest, "_block_rows", lambda *_, rows=block_rows: rows)
+        monkeypatch.setattr(shards, "run", killed_after(blocks))
+        with pytest.raises(KeyboardInterrupt):
+            build(store, wanted, folder, index, prefix=prefix)
+    assert decoded == [[30, 30], [60, 30], [11, 11], [22, 8], [90, 11]]
+    if damage != "none":
+        (path,) = Path(store.path(prefix)).rglob("images-0000000060.parquet")
+        data = path.read_bytes()
+        chunk = pq.read_metadata(path).row_group(0).column(3)
+        place = chunk.data_page_offset + chunk.total_compressed_size - 5  # among the pixels
+        flipped = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        path.write_bytes(data[:-9] if damage == "truncated" else flipped)
+    monkeypatch.setattr(shards, "run", killed_after(0))
+    del decoded[:]
+    record = build(store, wanted, folder, index, prefix=prefix, tell=told.append)
+    again = [[60, 11], [71, 11], [82, 8]] if damage != "none" else []
+    assert decoded == [[0, 11], *again, *([start, 11] for start in range(101, 200, 11))]
+    assert told == [f"resumed: {59 if again else 89} of 199 images were there"]
+
+    undisturbed = build(Store(store.uri + "-other"), wanted, folder, index)
+    assert record.meta == undisturbed.meta
+    assert [row["sample_id"] for row in record.meta["unreadable"]] == broken
+    other = Store(store.uri + "-other")
+    assert store.read_table(record).equals(other.read_table(undisturbed))
+    (mine,), (its,) = ([e.name for e in r.files if e.name.endswith(duplicates.FILE)] for r in (record, undisturbed))
+    assert store.read_bytes(record, mine) == other.read_bytes(undisturbed, its)
 
 
 def test_more_than_a_hundredth_is_refused_and_nothing_stays(
@@ -216,10 +301,11 @@ def test_losing_the_only_image_of_a_split_is_refused(store: Store) -> None:
         }
     )
     ImageWorker(store=store, prefix=prefix, dataset=config)(table)
+    written = shards.written(store, prefix, ["sample_id"])["sample_id"].to_pylist()
     with pytest.raises(InputError, match=r"every image of val is unreadable \(299\)"):
-        ingest._check(store, prefix, index, {"299": "broken"})
+        ingest._counts(written, index, {"299": "broken"})
     with pytest.raises(RunFailed, match="299 rows with 299 different ids were written, expected 300"):
-        ingest._check(store, prefix, index, {})
+        ingest._counts(written, index, {})
 
 
 def test_a_block_that_runs_twice_leaves_its_rows_once(store: Store) -> None:
@@ -238,8 +324,8 @@ def test_a_block_that_runs_twice_leaves_its_rows_once(store: Store) -> None:
     summary = worker(table)
     assert summary == worker(table)
     assert (summary["rows"], summary["first"], summary["unreadable"]) == (20, 0, "{}")
-    assert len(summary["digests"]) == 20 * ingest.DIGEST_BYTES
-    assert ingest.shards.written(store, prefix, ["sample_id"])["sample_id"].to_pylist() == index.sample_ids[:20]
+    assert len(summary["digests"]) == 20 * duplicates.DIGEST_BYTES
+    assert shards.written(store, prefix, ["sample_id"])["sample_id"].to_pylist() == index.sample_ids[:20]
 
 
 def test_nothing_on_the_terminal(ray_session: None, store: Store, capfd: pytest.CaptureFixture[str]) -> None:

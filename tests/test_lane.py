@@ -15,7 +15,7 @@ import ray
 import torch
 from broken_losses import Config as Broken
 from broken_losses import How, known
-from lane_messages import PATIENCE_S, events, follow
+from lane_messages import PATIENCE_S, Impatient, events, follow
 from samples import MemorySlot
 from small_sweep import Built
 
@@ -192,8 +192,9 @@ def last_worker(pool: LanePool) -> Mapping[str, Any]:
 
 
 def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePool, built: Built) -> None:
-    recipe = {"epochs": 36, "batch_size": 32, "epoch_size": 768, "lr": 3e-3}  # longer than until a first checkpoint
+    recipe = {"epochs": 16, "batch_size": 32, "epoch_size": 768, "lr": 3e-3}
     long = built.job(trial(train=recipe), final=True)
+    long = replace(long, config=Impatient(long.config))
     pool.submit("killed", long)
     checkpoint = pool.work / "checkpoints" / "killed.pt"
     wait_until(checkpoint.exists)
@@ -208,7 +209,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePo
 
     epochs = [m["epoch"] for m in killed[:-1]]
     assert epochs.count(1) == 1, "it began from nothing"
-    assert sorted(set(epochs)) == list(range(1, 37))
+    assert sorted(set(epochs)) == list(range(1, 17))
     by_epoch = {m["epoch"]: m for m in undisturbed[:-1]}
     for report in killed[:-1]:  # also those of epochs that were trained twice
         same = by_epoch[report["epoch"]]
@@ -248,12 +249,15 @@ def test_a_lane_of_two_workers_trains_as_one_does(built: Built, tmp_path: Path) 
     with lanes(LanePlan(1, 2, 1, 0.0), built.store.uri, tmp_path) as two:
         two.submit("together", job)
         together = follow(two, "together")
+        nodes = last_worker(two)["nodes"]
     alone = trained_here(built, job)
     assert together[-1]["state"] == "completed"
     assert [m["epoch"] for m in together[:-1]] == [1, 2, 3, 4]
     for message, report in zip(together[:-1], alone, strict=True):
         assert abs(message["accuracy_val"] - report.accuracy_val) <= 0.02
     assert together[-1]["train_seconds"] > 0
+    here = ray.get_runtime_context().get_node_id()
+    assert nodes == [here, here], "the mailbox has to know of each worker's node whether it is lost"
 
 
 @pytest.mark.slow  # a second group of workers

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from sweeper import registry, sources
 from sweeper import student as students
-from sweeper.batches import Batch, BatchStream, TrialData
+from sweeper.batches import TrialData
 from sweeper.checkpoints import state_of
+from sweeper.feeding import Batch, BatchStream
 from sweeper.losses import ONLINE, LossInputs
 from sweeper.losses._module import NORMALIZING_BATCHES
 from sweeper.objective import Objective

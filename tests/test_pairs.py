@@ -108,6 +108,25 @@ class TestStudents:
         check_models(load(tmp_path, text))
 
 
+class TestTeachers:
+    def test_unknown_names_and_tags_are_said_together_with_those_of_students(self, tmp_path: Path) -> None:
+        text = text_of(
+            "fsp",
+            ("model: test_resnet, weights: none", "model: test_resnt, weights: none"),
+            ("kind: timm, model: test_vit, weights: none", "kind: open_clip, model: ViT-B-32, weights: laion"),
+            (STUDENT, "{model: resnt18}"),
+        )
+        first, second, third = problems(tmp_path, text)
+        assert first.startswith("teachers.cnn.model: 'test_resnt' is not a timm model; the nearest are test_resnet")
+        assert second.startswith("teachers.vit.weights: 'laion' is not a tag of 'ViT-B-32'; its tags are ")
+        assert third.startswith("trial.student.model: 'resnt18'")
+        assert all(f"({line_of(text, 'teachers:')})" in line for line in (first, second))
+
+    def test_maps_of_a_clip_pair_with_those_of_a_student(self, tmp_path: Path) -> None:
+        clip = "kind: open_clip, model: ViT-B-32, weights: laion2b_s34b_b79k"
+        check_models(load(tmp_path, text_of("fitnet", ("kind: timm, model: test_vit, weights: none", clip))))
+
+
 class TestPairs:
     @pytest.mark.parametrize("kind", RUNNING)
     def test_a_pair_that_works(self, kind: str, tmp_path: Path) -> None:

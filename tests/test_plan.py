@@ -101,6 +101,7 @@ def test_nothing_is_planned_that_no_point_can_use(store: Store) -> None:
         {"search": {"trials": 99, "sampler": "random", "scheduler": {"kind": "asha"}}},
         {"finalists": {"count": 1, "seeds": 9}},
         {"resources": {"gpus_per_trial": 0.5, "workers_per_trial": 2}},
+        {"views": {"per_image": 4, "flip": True, "match": "fixed", "jitter": {"hue": 0}}},
         {"trial": with_trial(loss={**TRIAL_TREE["loss"], "ce": 0.1}, train={"epochs": 1, "batch_size": 4})},
         {"trial": dict(reversed(TRIAL_TREE.items()))},
     ],
@@ -116,6 +117,7 @@ def test_what_does_not_touch_the_bytes_keeps_the_keys(store: Store, changes: dic
         ({"views": {"per_image": 5, "flip": True}}, {"targets"}),
         ({"views": {"per_image": 4, "flip": False}}, {"targets"}),
         ({"views": {"per_image": 4, "flip": True, "crop_scale": [0.4, 1.0]}}, {"targets"}),
+        ({"views": {"per_image": 4, "flip": True, "jitter": {"hue": 0.1}}}, {"targets"}),
         ({"seed": 1}, {"adapt", "synthetic", "targets"}),
         ({"index": dataset_index(content="c1")}, {"images", "adapt", "targets"}),
         ({"index": dataset_index(class_names=("red", "green", "azure"))}, set(STAGES)),
@@ -141,6 +143,22 @@ def test_what_touches_the_bytes_changes_the_keys_below_it_only(
     for part in before:
         expected = set() if part in changed else before[part]
         assert before[part] & after[part] == expected, part
+
+
+@pytest.mark.parametrize(
+    ("views", "is_another"),
+    [({"jitter": {"hue": 0.1}}, True), ({"crop_scale": [0.4, 1.0]}, True), ({"per_image": 9, "match": "fixed"}, False)],
+    ids=str,
+)
+def test_a_fine_tuned_teacher_is_one_of_the_views_that_it_was_tuned_on(
+    store: Store, views: dict[str, Any], is_another: bool
+) -> None:
+    teachers = {name: {**teacher, "adapt": "fine_tune"} for name, teacher in TEACHERS.items()}
+    law = {"per_image": 4, "flip": True}
+    before = plan_of(store, teachers=teachers, views=law)
+    after = plan_of(store, teachers=teachers, views={**law, **views})
+    for name in teachers:
+        assert (after.adapt[name].key != before.adapt[name].key) == is_another
 
 
 def test_weights_count_by_their_bytes_and_not_by_their_path(store: Store, tmp_path: Path) -> None:

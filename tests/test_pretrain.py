@@ -708,7 +708,7 @@ def test_a_stopped_trial_would_not_have_been_pretrained_again(tmp_path: Path) ->
 
 
 def test_a_teacher_in_the_loop_of_a_pool_knows_the_tasks_classes(store: Store) -> None:
-    """With `adapt: none` its own classifier is that of the task."""
+    """With `adapt: none` its own classifier is that of the task, which is stored."""
     made = commit_images(store, {"train": 6})
     rows = store.read_bytes(made, "rows.parquet")
     names = [str(digit) for digit in range(10)]
@@ -719,12 +719,14 @@ def test_a_teacher_in_the_loop_of_a_pool_knows_the_tasks_classes(store: Store) -
         store.commit(key, "images", {"name": key}, prefix, meta=meta, rows=made.rows)
     config = timm_teacher.Config(weights="zoo:cnn", adapt="none")
     prefix = store.staging()
-    store.write_bytes(prefix, adapted.CHANGED_FILE, save_tensors({}))
+    head = timm_teacher.build(config, names).classifier
+    assert head is not None
+    store.write_bytes(prefix, adapted.CLASSIFIER_FILE, save_tensors(head.state_dict()))
     store.commit("adapt", "adapt", {"name": "adapt"}, prefix, meta={"adapt": "none"}, dependencies=["task"])
     refs = DataRefs(images="pool", teachers=(TeacherRefs(adapt="adapt", config=config),))
     data = DataCache(store).trial_data(refs, needs=frozenset({"maps"}), view_config=VIEWS, view_seed=0, with_test=False)
     live: Any = data.source
-    assert live.teacher.classifier.weight.shape[0] == 10
+    assert torch.equal(live.teacher.classifier.weight, head.weight)
 
 
 def swept_tree(generator: Path) -> dict[str, Any]:

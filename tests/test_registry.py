@@ -19,11 +19,23 @@ FUNCTIONS = {
     "datasets": ("index", "decode"),
     "teachers": ("build", "identity"),
     "generators": ("build", "identity"),
+    "filters": ("build", "identity"),
     "losses": ("build",),
     "schedulers": ("build",),
 }
 EVERY_KIND = [(family, kind) for family in FAMILIES for kind in registry.kinds(family)]
-HEAVY = ("torch", "torchvision", "timm", "diffusers", "ray", "optuna", "matplotlib", "sklearn", "transformers")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "datasets",
+    "timm",
+    "diffusers",
+    "ray",
+    "optuna",
+    "matplotlib",
+    "sklearn",
+    "transformers",
+)
 
 
 def test_every_family_has_kinds() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from run_samples import NASTY, cost, final_row, final_rows, trial_row, trial_rows, write_run
 
-from sweeper import figures, report, tables
+from sweeper import figures, findings, report, tables
 from sweeper.results import RunFolder
 
 
@@ -252,7 +252,7 @@ def test_an_empty_curve_gives_a_picture_without_warnings(
     ],
 )
 def test_the_worst_rung_decides_whether_early_stopping_is_trusted(spearman: float, words: str) -> None:
-    said = tables.rungs_sentence([*RUNGS, {"rung": 3, "epochs": 9, "trials": 8, "spearman": spearman}])
+    said = findings.rungs_sentence([*RUNGS, {"rung": 3, "epochs": 9, "trials": 8, "spearman": spearman}])
     assert words in said
     assert ("raise" in said) == (spearman < 0.4)
 
@@ -260,8 +260,8 @@ def test_the_worst_rung_decides_whether_early_stopping_is_trusted(spearman: floa
 @pytest.mark.parametrize(("trials", "spearman", "most"), [(7, 0.9, "7 trials"), (1, None, "1 trial passed")])
 def test_too_few_trials_at_every_rung_are_said_to_be(trials: int, spearman: float | None, most: str) -> None:
     rungs = [{"rung": 0, "epochs": 2, "trials": trials, "spearman": spearman}]
-    assert f"can not be told: at most {most}" in tables.rungs_sentence(rungs)
-    assert tables.rungs(rungs).rows == (("0", "2", str(trials), "too few to tell"),)
+    assert f"can not be told: at most {most}" in findings.rungs_sentence(rungs)
+    assert findings.rungs(rungs).rows == (("0", "2", str(trials), "too few to tell"),)
 
 
 def test_the_front_says_how_sure_it_is_where_that_is_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import planted_secrets
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -91,21 +93,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Finished
     search = {"trials": TRIALS, "sampler": "tpe", "scheduler": {"kind": "fifo"}, "front": "final"}
     write_space(folder / "space.yaml", built.generator, name="cut", trial=trial, search=search)
 
-    process = start(folder, *command(built.store))
+    process = start(folder, *command(built.store), more=planted_secrets.ENVIRONMENT)
     read = read_to(process, r"^\[1/6\] trial")
     os.killpg(process.pid, signal.SIGINT)
     ended = finish(process)
     interrupted = subprocess.CompletedProcess(ended.args, ended.returncode, read + ended.stdout, ended.stderr)
     after = [attributes(folder, "outcome")]
 
-    process = start(folder, *command(built.store))
+    process = start(folder, *command(built.store), more=planted_secrets.ENVIRONMENT)
     read = read_to(process, rf"^\[{len(after[0]) + 1}/6\] trial")
     process.kill()
     ended = finish(process)
     killed = subprocess.CompletedProcess(ended.args, ended.returncode, read + ended.stdout, ended.stderr)
     after.append(attributes(folder, "outcome"))
 
-    done = sweeper(folder, *command(built.store))
+    done = finish(start(folder, *command(built.store), more=planted_secrets.ENVIRONMENT))
     after.append(attributes(folder, "outcome"))
     return Finished(folder, built.store, interrupted, killed, done, tuple(after))
 
@@ -233,6 +235,26 @@ def test_quiet_prints_the_table_only(finished: Finished) -> None:
 def assert_is_a_table(text: str) -> None:
     assert text.split()[:4] == ["#", "trial", "teacher", "student"]
     assert not re.search(r"files:|best student|trial \d|search|targets|sweeper", text)
+
+
+def test_no_secret_of_its_environment_is_written_or_shown(finished: Finished) -> None:
+    """In a store on a server, and in what a killed session left: `tests/faults/test_secrets.py`."""
+    secrets = planted_secrets.ENVIRONMENT.values()
+    assert planted_secrets.leaking_files([finished.folder], secrets) == {}
+    for session in (finished.interrupted, finished.killed, finished.done):
+        assert planted_secrets.leaks(f"{session.stdout}{session.stderr}".encode(), secrets) == []
+
+
+def test_a_secret_would_be_found(tmp_path: Path) -> None:
+    """In the middle of a file, in its name, in a URI, and in base64 wherever it begins."""
+    (name, secret), *_ = planted_secrets.ENVIRONMENT.items()
+    for number in range(4):
+        text = b"x" * number + secret.encode() + b"y" * number
+        assert planted_secrets.leaks(text, [secret]) == [secret]
+        assert planted_secrets.leaks(base64.b64encode(text), [secret]) == [secret]
+    (tmp_path / f"{secret}.txt").touch()
+    assert list(planted_secrets.leaking_files([tmp_path], [secret]).values()) == [[secret]]
+    assert planted_secrets.leaks(f"{name}=***".encode(), [secret]) == []
 
 
 # ------------------------------------------------------------------------------------------------- mistakes

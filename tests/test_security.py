@@ -30,7 +30,7 @@ from safetensors.torch import save, save_file
 from samples import MemorySlot, always, space_of, sweep_config, trial_config, trial_data
 from timm.models._hub import save_config_for_hf
 
-from sweeper import cli, registry, student, tables, weights
+from sweeper import cli, findings, registry, student, weights
 from sweeper.archive import export, list_runs
 from sweeper.checkpoints import packed, state_of
 from sweeper.config import SearchConfig
@@ -455,7 +455,7 @@ class TestNamesAreText:
             with console.lanes(1) as lanes:
                 lanes.update(0, 1, name, 1, 2, 0.5)
                 lanes.finished(1, "failed", name, None, 0.1, error=name)
-        for line in tables.importance_lines(run.read_importance(), most=9):
+        for line in findings.importance_lines(run.read_importance(), most=9):
             console.message(line)
         text = out.getvalue()
         assert all(char.isprintable() or char == "\n" for char in text)
@@ -521,6 +521,23 @@ class TestSecretsStayOut:
             assert "MARKED" not in text
         assert "x.yaml" in run.read_environment()["command"]
         assert "it failed" in str(run.read_trials())
+
+    def test_of_what_ray_writes_down_of_tunes_trials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tune hands AWS keys to its trials in a runtime environment, which Ray's agent logs for all to read."""
+        from ray.tune.execution.class_cache import _ActorClassCache
+
+        from sweeper import search
+
+        for name, value in SECRETS.items():
+            monkeypatch.setenv(name, value)
+
+        def handed_on() -> str:
+            return str(_ActorClassCache().get(search.LaneTrial)._default_options["runtime_env"])
+
+        assert "MARKED" in handed_on(), "as long as Tune does so"
+        with search._quiet_tune():
+            assert "MARKED" not in handed_on()
+        assert "MARKED" in handed_on(), "it is Tune's own affair afterwards"
 
     def test_of_an_error_about_the_store(self) -> None:
         done = CliRunner().invoke(cli.main, ["store", "ls", "--store", "nosuch://AKIA:MARKEDsecret@bucket/path"])

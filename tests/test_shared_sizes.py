@@ -8,7 +8,7 @@ import torch
 from samples import trial_config, trial_data
 from torch import distributed, multiprocessing
 
-from sweeper.batches import BatchStream
+from sweeper.feeding import BatchStream
 from sweeper.losses._module import NORMALIZING_BATCHES, Normalized
 from sweeper.objective import Objective
 from sweeper.student import build

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sweeper import views
-from sweeper.batches import BatchStream
+from sweeper.feeding import BatchStream
 from sweeper.losses import COLUMNS, MapShape
+from sweeper.placement import Placement
 from sweeper.sources import CachedTargets, LiveTeacher, Sight, TeacherBatch, stored_view, together, view_targets
 from sweeper.teachers import timm as timm_teacher
 from sweeper.views import ViewConfig
@@ -53,12 +54,12 @@ def live(teacher: Any, config: ViewConfig = VIEWS, needs: str = "logits embeddin
 def cache_of(teacher: Any, config: ViewConfig = VIEWS) -> CachedTargets:
     """Every view of every image, as the targets pass writes them."""
     images_BCHW = colour_split(NUM).images_BCHW
-    boxes_NV5 = views.draw_views(config, SEED, keys(), np.tile(np.arange(config.per_image), (NUM, 1)))
+    views_NVP = views.draw_views(config, SEED, keys(), np.tile(np.arange(config.per_image), (NUM, 1)))
     columns = sorted(COLUMNS)
-    told = [view_targets(teacher, columns, images_BCHW, boxes_NV5[:, v], CPU) for v in range(config.per_image)]
+    told = [view_targets(teacher, columns, images_BCHW, views_NVP[:, v], CPU) for v in range(config.per_image)]
     return CachedTargets(
         keys_N=keys(),
-        views_NV5=boxes_NV5,
+        views_NVP=views_NVP,
         columns={name: torch.from_numpy(np.stack([view[name] for view in told], axis=1)) for name in columns},
         classifiers=((teacher.classifier.weight, teacher.classifier.bias),),
         widths=(teacher.embedding_dim,),
@@ -67,10 +68,10 @@ def cache_of(teacher: Any, config: ViewConfig = VIEWS) -> CachedTargets:
 
 def ask(source: Any, index: np.ndarray, number: np.ndarray, size: int = SIZE) -> TeacherBatch:
     """What a source says in its own views, the student's at `size`."""
-    boxes_B5 = torch.from_numpy(source.boxes(index, number))
+    views_BP = torch.from_numpy(source.views_of(index, number))
     whole_BCHW = colour_split(NUM).images_BCHW[torch.from_numpy(index)]
-    seen_BCHW = views.apply_views(whole_BCHW, boxes_B5, size)
-    found: TeacherBatch = source.targets(Sight(index, number, whole_BCHW, boxes_B5, seen_BCHW))
+    seen_BCHW = views.apply_views(whole_BCHW, views_BP, size)
+    found: TeacherBatch = source.targets(Sight(index, number, whole_BCHW, views_BP, seen_BCHW))
     return found
 
 
@@ -102,11 +103,34 @@ class TestSameFromBoth:
         index = np.array([3, 0, 6, 3, 1, 2])
         for shift in range(2 * config.per_image):
             number = np.array([0, 1, 2, 3, 4, 4]) + shift
-            assert np.array_equal(cached.boxes(index, number), running.boxes(index, number))
+            assert np.array_equal(cached.views_of(index, number), running.views_of(index, number))
             stored, told = ask(cached, index, number), ask(running, index, number)
             for name in ("logits_BK", "embedding_BT", "pre_embedding_BT"):
                 assert getattr(stored, name).dtype == torch.float32
                 torch.testing.assert_close(getattr(stored, name), getattr(told, name), **FP16)
+
+    def test_fixed_targets_are_those_of_view_0_whatever_the_student_sees(self) -> None:
+        """The negative control: the student's views stay what they are with `same`, the targets do not move."""
+        fixed = VIEWS.model_copy(update={"match": "fixed"})
+        teacher = teacher_of(32)
+        same, cached = live(teacher, needs="logits jacobian"), replace(cache_of(teacher), match="fixed")
+        running = live(teacher, fixed, needs="logits jacobian")
+        index = np.array([3, 0, 6, 3])
+        shown = []
+        for shift in range(3):
+            number = np.array([0, 1, 2, 5]) + shift
+            for source in (cached, running):
+                assert np.array_equal(source.views_of(index, number), same.views_of(index, number))
+            stored, told = ask(cached, index, number), ask(running, index, number)
+            for name in ("logits", "embedding"):
+                column = cached.canonical(name)
+                assert column is not None
+                field = "logits_BK" if name == "logits" else "embedding_BT"
+                assert torch.equal(getattr(stored, field), column[index])
+                torch.testing.assert_close(getattr(told, field), column[index], **FP16)
+            shown.append((told.jacobian_BCHW, ask(same, index, number).jacobian_BCHW))
+        assert all(torch.equal(ours, shown[0][0]) for ours, _ in shown)
+        assert not any(torch.equal(theirs, shown[0][0]) for _, theirs in shown)
 
     def test_another_view_would_be_told_apart(self) -> None:
         """The test above could pass on a teacher that says the same of all views, or before and after its ReLU."""
@@ -179,7 +203,7 @@ class TestLiveTeacher:
         assert source.map_shapes == tuple(MapShape(*m.shape[1:]) for m in told.maps)
         assert len(told.maps) == num_maps
         seen = views.apply_views(
-            colour_split(NUM).images_BCHW[index], torch.from_numpy(source.boxes(index, number)), 32
+            colour_split(NUM).images_BCHW[index], torch.from_numpy(source.views_of(index, number)), 32
         )
         with torch.no_grad():
             every = teacher.model.forward_intermediates(
@@ -196,7 +220,7 @@ class TestLiveTeacher:
         found = ask(live(teacher, needs="jacobian"), index, number, size).jacobian_BCHW
         assert found is not None
         exact = copy.deepcopy(teacher).double()
-        boxes = torch.from_numpy(live(teacher).boxes(index, number))
+        boxes = torch.from_numpy(live(teacher).views_of(index, number))
         images = views.apply_views(colour_split(NUM).images_BCHW[index], boxes, size).double()
 
         def largest_B(pixels_BCHW: torch.Tensor) -> torch.Tensor:
@@ -248,7 +272,7 @@ def made_up(width: int, scale: float, seed: int) -> CachedTargets:
     bias_K = torch.randn(len(CLASS_NAMES), generator=generator)
     return CachedTargets(
         keys_N=keys(),
-        views_NV5=views.draw_views(ViewConfig(per_image=3), SEED, keys(), np.tile(np.arange(3), (NUM, 1))),
+        views_NVP=views.draw_views(ViewConfig(per_image=3), SEED, keys(), np.tile(np.arange(3), (NUM, 1))),
         columns={
             "logits": (embedding @ weight_KT.T + bias_K).half(),
             "embedding": embedding.half(),
@@ -278,7 +302,7 @@ class TestTogether:
         size = torch.stack(sizes).max()
         torch.testing.assert_close(told, whole.columns["logits"].float(), rtol=0, atol=float(size) * 2.0**-10)
         assert all(column.dtype == torch.float16 for column in whole.columns.values())
-        assert whole.views_NV5 is MEMBERS[0].views_NV5
+        assert whole.views_NVP is MEMBERS[0].views_NVP
 
     @pytest.mark.parametrize("name", ["embedding", "pre_embedding"])
     def test_side_by_side_each_has_a_mean_length_of_1(self, name: str) -> None:
@@ -318,16 +342,16 @@ class TestTogether:
 
 class TestTo:
     def test_a_cache_moves_all_of_its_tensors(self) -> None:
-        moved = MEMBERS[0].to(torch.device("meta"))
+        moved = MEMBERS[0].placed(Placement(torch.device("meta")))
         assert all(tensor.is_meta for tensor in (*moved.columns.values(), *moved.classifiers[0]))
         assert not any(tensor.is_meta for tensor in (*MEMBERS[0].columns.values(), *MEMBERS[0].classifiers[0]))
-        assert isinstance(moved.views_NV5, np.ndarray)
+        assert isinstance(moved.views_NVP, np.ndarray)
         assert (moved.widths, moved.map_shapes) == (MEMBERS[0].widths, MEMBERS[0].map_shapes)
 
     def test_a_live_teacher_moves_its_model(self) -> None:
         source = live(teacher_of(SIZE), num_maps=2)
         shapes = source.map_shapes
-        moved = source.to(torch.device("meta"))
+        moved = source.placed(Placement(torch.device("meta")))
         assert all(tensor.is_meta for tensor in (*moved.teacher.parameters(), *moved.teacher.buffers()))
         assert all(tensor.is_meta for tensor in moved.classifiers[0])
         assert moved.map_shapes == shapes

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_sweep import SEED, SIZE, Built, Stages, make, space_tree
+from small_sweep import SIZE, Built, Stages, make, space_tree
 from test_shards import inline
 
 from sweeper import shards, staged, synthesize
@@ -19,7 +19,7 @@ from sweeper.artifacts import build as build_all
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact, Plan
 from sweeper.store import Record, Store
-from sweeper.synthesize import GeneratorWorker, image_seed
+from sweeper.synthesize import GeneratorWorker, image_seed, job_of
 
 
 def asked_for(built: Built, folder: Path, store: Store, ratio: float) -> Plan:
@@ -37,14 +37,8 @@ def rows_of(part: Artifact) -> pa.Table:
 def drawn(built: Built, store: Store, part: Artifact, batches: Iterable[pa.Table], **changes: Any) -> dict[str, bytes]:
     """Images by sample id, drawn here by one worker in the given batches."""
     prefix = store.staging()
-    worker = GeneratorWorker(
-        store=store,
-        prefix=prefix,
-        config=built.config.synthetic["tiny"].model_copy(update=changes),
-        class_names=part.spec["class_names"],
-        seed=SEED,
-        image_size=SIZE,
-    )
+    job = job_of(part, built.config.synthetic["tiny"].model_copy(update=changes), built.config.teachers)
+    worker = GeneratorWorker(store=store, prefix=prefix, job=job)
     assert sum(worker(batch)["rows"] for batch in batches) == part.units
     return images(shards.written(store, prefix, ["sample_id", "image"]))
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from run_samples import NASTY, ablation_rows, final_row, final_rows
 
-from sweeper import tables
+from sweeper import findings, tables
 from sweeper.results import COLUMNS
 
 
@@ -96,7 +96,7 @@ def test_importance_in_a_line_an_objective() -> None:
     def record(objective: str, parameter: str, importance: float) -> dict[str, object]:
         return {"objective": objective, "parameter": parameter, "importance": importance, "trials": 9}
 
-    found = tables.importance_lines(
+    found = findings.importance_lines(
         [
             record("accuracy", "teacher", 0.2),
             record("accuracy", "train.lr", 0.77),
@@ -105,7 +105,7 @@ def test_importance_in_a_line_an_objective() -> None:
         ]
     )
     assert found == ["accuracy: train.lr 77%, teacher 20%", "gpu_hours: student.model 100%"]
-    assert tables.importance_lines([]) == []
+    assert findings.importance_lines([]) == []
 
 
 def test_one_seed_has_no_spread() -> None:

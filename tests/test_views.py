@@ -10,6 +10,7 @@ from scipy import stats
 from torch.nn.functional import avg_pool2d
 from torchvision.transforms import v2
 
+from sweeper.fingerprint import fingerprint
 from sweeper.views import ViewConfig, apply_views, counter_uniform, draw_views, sample_key
 
 KEYS = np.array([sample_key(f"cat/{i}.png") for i in range(3000)], dtype=np.uint64)
@@ -120,11 +121,34 @@ def test_impossible_crop_becomes_the_largest_centred_one(
 
 @pytest.mark.parametrize(
     "bad",
-    [{"crop_scale": (0, 1)}, {"crop_scale": (0.9, 0.5)}, {"crop_ratio": (2, 1)}, {"per_image": 0}, {"flips": True}],
+    [
+        {"crop_scale": (0, 1)},
+        {"crop_scale": (0.9, 0.5)},
+        {"crop_ratio": (2, 1)},
+        {"per_image": 0},
+        {"flips": True},
+        {"match": "teacher"},
+        {"match": "fixed", "per_image": 1},
+        {"jitter": {"hue": 0.51}},
+        {"jitter": {"contrast": -0.1}},
+    ],
 )
 def test_config_refuses(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
         ViewConfig.model_validate(bad)
+
+
+def test_what_is_not_used_stands_in_no_fingerprint() -> None:
+    """Keys of targets and ids of runs from before there was jitter and `match` hold for what asks for neither."""
+    before = {"per_image": 3, "crop_scale": [0.5, 1.0], "crop_ratio": [3 / 4, 4 / 3], "flip": True}
+    plain = ViewConfig(per_image=3, flip=True)
+    unused = ViewConfig.model_validate({"per_image": 3, "flip": True, "jitter": {"hue": 0}, "match": "same"})
+    assert plain.model_dump(mode="json") == unused.model_dump(mode="json") == before
+    assert fingerprint(plain) == fingerprint(unused) == fingerprint(before)
+    used = [{"jitter": {"hue": 0.1}}, {"jitter": {"hue": 0.2}}, {"jitter": {"contrast": 0.1}}, {"match": "fixed"}]
+    others = [ViewConfig.model_validate({"per_image": 3, "flip": True, **change}) for change in used]
+    assert len({fingerprint(config) for config in (plain, *others)}) == 5
+    assert [ViewConfig.model_validate(config.model_dump(mode="json")) for config in others] == others
 
 
 def test_draw_refuses_shapes_and_negative_numbers() -> None:
@@ -179,6 +203,35 @@ def test_shrunk_crop_is_antialiased() -> None:
     assert (got - 0.5).abs().max() < 0.15
     sampled = torch.nn.functional.interpolate(stripes[..., 10:82, 10:82], size=16, mode="nearest")
     assert (sampled - 0.5).abs().max() == 0.5
+
+
+def natural_image(size: int) -> torch.Tensor:
+    """Noise with the spectrum of photographs, amplitude 1 / frequency (Field 1987), mean 0.5 and deviation 0.2."""
+    noise = torch.fft.rfft2(torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    frequency = (torch.fft.fftfreq(size)[:, None] ** 2 + torch.fft.rfftfreq(size)[None] ** 2).sqrt()
+    frequency[0, 0] = 1 / size
+    image = torch.fft.irfft2(noise / frequency, s=(size, size))
+    return ((image - image.mean()) / image.std() * 0.2 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("side", [192, 168])
+@pytest.mark.parametrize("shrinking", [2, 2.4, 3, 4, 6, 8])
+def test_shrinking_agrees_with_torchvisions_antialiased_resize(shrinking: float, side: int) -> None:
+    """Of the whole image and of a crop. By 2, plain bilinear sampling takes the mean of four pixels as well."""
+    image, size = natural_image(192), round(side / shrinking)
+    top, left = (16, 4) if side < 192 else (0, 0)
+    whole = image[..., top : top + side, left : left + side]
+    expected, aliased = (v2.functional.resize(whole, [size, size], antialias=sharp) for sharp in (True, False))
+    got = apply_views(image, box(top, left, side, side) / torch.tensor([192, 192, 192, 192, 1]), size)
+    inner = (..., slice(2, -2), slice(2, -2))
+
+    def error(found: torch.Tensor) -> float:
+        return float((found - expected)[inner].square().mean().sqrt())
+
+    assert error(got) < 0.035
+    if shrinking > 2:
+        assert error(aliased) > 0.05
+        assert error(got) < error(aliased) / 2
 
 
 def test_a_view_does_not_depend_on_its_batch() -> None:

@@ -5,6 +5,8 @@ A kind module has
     index(config, seed) -> DatasetIndex     raises InputError: what, got, allowed, the next step
     decode(config, sources) -> list[PIL.Image.Image in RGB | Exception]
         an unreadable image comes back as its exception, so that one broken file does not end a pass over millions.
+    known_classes(config) -> tuple[str, ...] | int | None      may be left out
+        names or number of the classes, as far as the settings alone say them: the data need not be there.
 `index` reads names, labels and bytes but decodes nothing; it alone decides which split a sample belongs to.
 """
 
@@ -36,6 +38,7 @@ MAX_NAME = 200  # characters of a name in a message
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before its pixels are unpacked
 ImageSize = Annotated[int, Field(ge=8, le=4096)]
 SplitShare = Annotated[float, Field(gt=0, lt=1)]
+NumClasses = Annotated[int, Field(ge=2)] | None  # what the user expects; no part of a dataset's identity
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,21 @@ def complete_splits(
         for row, split in zip(train, drawn, strict=True):
             completed[row] = split
     return completed
+
+
+def check_num_classes(names: Sequence[str], expected: int | None, where: str) -> None:
+    """Refuse what no classifier can be trained on, and another number of classes than the user expects.
+
+    Raises:
+        InputError: one class, or not `expected` ones.
+    """
+    if len(names) < 2:
+        raise InputError(f"{where}: one class only ({shorten(names)}); a classifier needs at least two")
+    if expected is not None and len(names) != expected:
+        raise InputError(
+            f"{where}: {len(names)} classes ({shorten(names)}), but `dataset.num_classes` says {expected}; "
+            "give the right data, or the right number"
+        )
 
 
 def decode_image(data: bytes) -> Image.Image | Exception:

@@ -1,4 +1,4 @@
-"""Turns the label columns of parquet files, numbers or names, into class names and numbers 0..K-1 without gaps."""
+"""Turns the labels of shards, numbers or names, into class names and numbers 0..K-1 without gaps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,29 @@ from sweeper.errors import InputError
 
 @dataclass(frozen=True)
 class FileRows:
-    """What one file holds; `name` is its path relative to the dataset's."""
+    """What one file holds; `name` is its path relative to the dataset's, `source` what its place opens."""
 
     name: str
-    path: Path
+    source: str
     labels: pa.Array  # int64 or string
     splits: list[str] | None
     digests: list[str]
     class_names: tuple[str, ...] | None
+    ids: tuple[str, ...] | None = None  # of the rows within the file, where their numbers are not
+
+    def sample_ids(self) -> list[str]:
+        """Of the rows, among all files."""
+        if self.ids is not None:
+            return [f"{self.name}/{name}" for name in self.ids]
+        return [f"{self.name}#{row}" for row in range(len(self.labels))]
+
+
+def distinct(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Class names as they are. Raises ValueError: one is given twice."""
+    twice = sorted({name for name in value or () if (value or ()).count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: given twice; every class needs a name of its own")
+    return value
 
 
 def hub_class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -76,7 +90,8 @@ def _number_integers(
     if low < 0:
         row = sample_ids[int(labels.argmin())]
         raise InputError(
-            f"{where}: label {low} in {row}; labels start at 0 (a negative one often means unlabelled: drop it)"
+            f"{where}: label {low} in {row}; labels start at 0 (a negative one often means unlabelled: drop it, or "
+            "leave its split out)"
         )
     if names is not None and high >= len(names):
         row = sample_ids[int(labels.argmax())]

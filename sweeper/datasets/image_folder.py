@@ -5,19 +5,16 @@
 
 Class names are the sorted names of the (training) class folders. Images may lie deeper inside a class folder; hidden
 files and files with other extensions are passed over. `valid` and `validation` are read as val.
+
+`root` may be a URI (`s3://bucket/prefix`): the driver lists names and ETags, a task reads the images that it decodes,
+and no node holds more. There an image counts by its ETag and size (`_places.py`).
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
-import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -27,14 +24,18 @@ from sweeper.datasets import (
     DatasetIndex,
     Fractions,
     ImageSize,
+    NumClasses,
+    _official_splits,
+    check_num_classes,
     complete_splits,
     decode_image,
-    given_path,
     refusing,
     shorten,
 )
+from sweeper.datasets._folders import Folder, check_file, open_folder
+from sweeper.datasets._places import is_remote, place_of
 from sweeper.errors import InputError
-from sweeper.fingerprint import file_sha256, fingerprint
+from sweeper.fingerprint import fingerprint
 from sweeper.registry import Settings
 from sweeper.wording import one_line
 
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-HASH_THREADS = 8
-MAX_FILE_BYTES = 2**30  # a file is held whole while it is decoded; 100 million pixels of 16-bit RGB are 600 MB
-MAX_ROUTES = 100  # ways to one folder through links, which multiply where linked folders hold links
 
 
 def _with_dots(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -57,13 +55,22 @@ Extensions = Annotated[tuple[str, ...], AfterValidator(_with_dots)]
 
 
 class Config(Settings):
-    """`root` is the folder; `fractions` apply to the splits that it does not have."""
+    """`root` is the folder; `fractions` apply to the splits that it does not have.
+
+    `splits: mit67` or `cub200` reads the official split files of these sets, which lie in `root` with the images
+    (`_official_splits.py`). `num_classes`, where it is given, is checked.
+    """
+
+    # Which splits and classes come out of it is part of the content already.
+    EXECUTION_ONLY: ClassVar[frozenset[str]] = frozenset({"splits", "num_classes"})
 
     kind: Literal["image_folder"] = "image_folder"
     root: Annotated[str, Field(min_length=1)]
     image_size: ImageSize = 32
     fractions: Fractions = Fractions()
     extensions: Extensions = EXTENSIONS
+    splits: _official_splits.Official | None = None
+    num_classes: NumClasses = None
 
 
 def index(config: Config, seed: int) -> DatasetIndex:
@@ -71,200 +78,125 @@ def index(config: Config, seed: int) -> DatasetIndex:
 
     Raises:
         InputError: no such folder, no class folders, fewer than two classes, a class with too few images, a class that
-            train does not have, split folders mixed with others.
+            train does not have, split folders mixed with others, split files that do not fit the images.
     """
     where = f"dataset.root: {one_line(config.root)}"
-    root = given_path(config.root, where)
-    files: list[tuple[str, int, str]] = []  # relative path, label, split
     with refusing(where):
-        check_root(root, where, "give a folder of class folders")
-        parts = _split_folders(root, config, where)
-        names = _class_names(root, parts, config, where)
-        numbers = {name: label for label, name in enumerate(names)}
-        for split, folder in (parts or {"train": root}).items():
-            for child in _subfolders(folder):
-                for file in images_below(child, config.extensions):
-                    files.append((relative_name(file, root, where), numbers[child.name], split))
+        folder = open_folder(config.root, config.extensions, where, "give a folder of class folders")
+        if config.splits is None:
+            names, files = _by_folders(folder, config, where)
+        else:
+            names, files = _official_splits.read(config.splits, folder, where)
+    check_num_classes(names, config.num_classes, where)
     files.sort()
     sample_ids = [file[0] for file in files]
     labels = np.asarray([file[1] for file in files], dtype=np.int64)
     splits = complete_splits([file[2] for file in files], labels, config.fractions, seed, names, where)
-    sources = [str((root / sample_id).absolute()) for sample_id in sample_ids]
-    with ThreadPoolExecutor(HASH_THREADS) as threads:
-        digests = list(threads.map(digest, sources))
+    with refusing(where):
+        digests = folder.digests(sample_ids)
     samples = list(zip(sample_ids, digests, labels.tolist(), splits, strict=True))
     content = fingerprint({"class_names": names, "samples": samples})
-    return DatasetIndex(tuple(names), sample_ids, labels, splits, sources, content)
+    return DatasetIndex(tuple(names), sample_ids, labels, splits, list(map(folder.source, sample_ids)), content)
 
 
 def decode(config: Config, sources: Sequence[str]) -> list[Image.Image | Exception]:
-    """RGB images in the order of `sources` (absolute paths); an unreadable one is its exception."""
-    return [decode_file(source) for source in sources]
+    """RGB images in the order of `sources`; an unreadable one is its exception."""
+    return decode_files(config.root, sources)
+
+
+def decode_files(root: str, sources: Sequence[str]) -> list[Image.Image | Exception]:
+    """The images of a folder that `root` names, on a disk (absolute paths) or by a URI (paths of its filesystem)."""
+    if not is_remote(root):
+        return [decode_file(source) for source in sources]
+    found = place_of(root).read([(source, 0, None) for source in sources])
+    return [decode_image(data) if isinstance(data, bytes) else data for data in found]
 
 
 def decode_file(path: str) -> Image.Image | Exception:
-    """One image, or why it can not be read."""
+    """One image of a disk, or why it can not be read."""
     try:
-        _check_file(path)
+        check_file(path)
         data = Path(path).read_bytes()
     except OSError as error:
         return error
     return decode_image(data)
 
 
-def _check_file(path: str) -> None:
-    """Refuse what never ends or does not fit into memory.
-
-    Raises:
-        OSError: a pipe, a device or the like, or more than `MAX_FILE_BYTES`.
-    """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    if found.st_size > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+def known_classes(config: Config) -> tuple[str, ...] | int | None:
+    """What is known about the classes without the data."""
+    return config.num_classes
 
 
-def check_root(root: Path, where: str, hint: str) -> None:
-    """Refuse what is no folder, or an empty one."""
-    if not root.exists():
-        near = next((str(parent) for parent in root.absolute().parents if parent.is_dir()), "/")
-        raise InputError(f"{where}: no such folder (the nearest one that exists is {one_line(near)}); {hint}")
-    if not root.is_dir():
-        raise InputError(f"{where}: is a file; {hint}, or use `kind: parquet` for parquet files")
-    if not any(not _hidden(name) for name in os.listdir(root)):
-        raise InputError(f"{where}: the folder is empty; {hint}")
+def _by_folders(folder: Folder, config: Config, where: str) -> tuple[list[str], list[tuple[str, int, str]]]:
+    """Class names, and each image with its label and split."""
+    parts = _split_folders(folder, config, where)
+    names = _class_names(folder, parts, config, where)
+    numbers = {name: label for label, name in enumerate(names)}
+    return names, [
+        (file, numbers[_base(child)], split)
+        for split, part in (parts or {"train": ""}).items()
+        for child in folder.subfolders(part)
+        for file in folder.images_below(child)
+    ]
 
 
-def _split_folders(root: Path, config: Config, where: str) -> dict[str, Path]:
-    """The folder of each split that `root` has; empty when its sub-folders are the classes.
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _split_folders(folder: Folder, config: Config, where: str) -> dict[str, str]:
+    """The folder of each split that the root has; empty when its sub-folders are the classes.
 
     A folder named like a split counts as one where it holds folders and no image of its own: "train" may be a class
     of a set of vehicles, and then it holds images.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     others = []
-    for child in _subfolders(root):
-        split = SPLIT_NAMES.get(child.name.lower())
-        if split is None or not _subfolders(child) or _has_direct_image(child, config):
-            others.append(child.name)
+    for child in folder.subfolders():
+        split = SPLIT_NAMES.get(child.lower())
+        if split is None or not folder.subfolders(child) or folder.has_direct_image(child):
+            others.append(child)
         elif split in found:
-            raise InputError(f"{where}: both {found[split].name} and {child.name} hold the split {split!r}; keep one")
+            raise InputError(f"{where}: both {found[split]} and {child} hold the split {split!r}; keep one")
         else:
             found[split] = child
     if not found:
         return {}
     if others:
         empty = " (a split folder needs class folders inside)" if {o.lower() for o in others} & set(SPLIT_NAMES) else ""
-        splits = ", ".join(folder.name for folder in found.values())
         raise InputError(
-            f"{where}: the split folders {splits} lie beside {shorten(others)}{empty}; "
+            f"{where}: the split folders {', '.join(found.values())} lie beside {shorten(others)}{empty}; "
             "have either split folders or class folders there, and move the rest away"
         )
     if "train" not in found:
-        raise InputError(f"{where}: found {', '.join(f.name for f in found.values())} but no train folder; add train/")
-    for split, folder in found.items():
-        if not any(True for child in _subfolders(folder) for _ in images_below(child, config.extensions)):
+        raise InputError(f"{where}: found {', '.join(found.values())} but no train folder; add train/")
+    for split, part in found.items():
+        if not any(True for child in folder.subfolders(part) for _ in folder.images_below(child)):
             raise InputError(
-                f"{where}: the folder {folder.name} holds no image ({', '.join(config.extensions)}); "
+                f"{where}: the folder {part} holds no image ({', '.join(config.extensions)}); "
                 f"add some, or remove it{'' if split == 'train' else f' to have {split} split off train'}"
             )
     return found
 
 
-def _class_names(root: Path, parts: dict[str, Path], config: Config, where: str) -> list[str]:
+def _class_names(folder: Folder, parts: dict[str, str], config: Config, where: str) -> list[str]:
     """Sorted names of the class folders of all splits together; that train has each of them is checked later."""
-    names = sorted({child.name for folder in parts.values() or [root] for child in _subfolders(folder)})
-    train = parts.get("train", root)
+    children = [child for part in list(parts.values()) or [""] for child in folder.subfolders(part)]
+    names = sorted(set(map(_base, children)))
+    train = parts.get("train", "")
     if not names:
         hint = "expected one sub-folder a class, with images inside"
-        if _has_direct_image(root, config):
+        if folder.has_direct_image():
             raise InputError(
                 f"{where}: images lie directly in the folder and have no class; {hint}: sort them into folders"
             )
         raise InputError(f"{where}: no sub-folders; {hint}")
-    if not any(True for name in names for _ in images_below(train / name, config.extensions)):
-        seen = sorted({Path(file).suffix.lower() or "no extension" for _, _, some in os.walk(train) for file in some})
+    if not any(True for name in names for _ in folder.images_below(f"{train}/{name}" if train else name)):
+        seen = shorten(folder.suffixes_below(train)) or "no file at all"
         raise InputError(
-            f"{where}: no image in {shorten(names)}; found {shorten(seen) or 'no file at all'}, allowed are "
-            f"{', '.join(config.extensions)} (`dataset.extensions`)"
+            f"{where}: no image in {shorten(names)}; found {seen}, "
+            f"allowed are {', '.join(config.extensions)} (`dataset.extensions`)"
         )
     if len(names) < 2:
         raise InputError(f"{where}: one class only ({names[0]}); a classifier needs at least two class folders")
     return names
-
-
-def images_below(folder: Path, extensions: Sequence[str]) -> Iterator[Path]:
-    """Image files below a folder, through symbolic links but for those that lead back to where they came from.
-
-    Raises:
-        OSError: a folder that cannot be listed.
-        InputError: links that lead to one folder in more than `MAX_ROUTES` ways.
-    """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # a split need not have every class
-            raise error
-
-    real = {str(folder): frozenset([os.path.realpath(folder)])}
-    routes: Counter[str] = Counter()
-    for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        above = real.pop(current)
-        kept = []
-        for name in folders:
-            target = os.path.realpath(os.path.join(current, name))
-            if not _hidden(name) and not any(f"{place}/".startswith(f"{target}/") for place in above):
-                kept.append(name)
-                real[os.path.join(current, name)] = above | {target}
-                routes[target] += 1
-                if routes[target] > MAX_ROUTES:
-                    raise InputError(
-                        f"{one_line(target)}: symbolic links lead here in more than {MAX_ROUTES} ways; remove some"
-                    )
-        folders[:] = kept
-        yield from (Path(current, name) for name in files if _is_image(name, extensions))
-
-
-def _has_direct_image(folder: Path, config: Config) -> bool:
-    return any(_is_image(entry.name, config.extensions) and not _is_folder(entry) for entry in os.scandir(folder))
-
-
-def _is_image(name: str, extensions: Sequence[str]) -> bool:
-    return not _hidden(name) and name.lower().endswith(tuple(extensions))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Visible folders, without links back to a folder above (a loop)."""
-    above = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
-    children = (Path(entry.path) for entry in os.scandir(folder) if not _hidden(entry.name) and _is_folder(entry))
-    return sorted(child for child in children if os.path.realpath(child) not in above)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
-def relative_name(file: Path, root: Path, where: str) -> str:
-    """The path below the root, with slashes, which is a sample's id."""
-    name = file.relative_to(root).as_posix()
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: the file name {name!r} is not valid UTF-8; rename the file") from None
-    return name
-
-
-def digest(path: str) -> str:
-    """Of the bytes; a file that cannot be read has a digest too, since decoding it counts and lists it."""
-    try:
-        _check_file(path)
-        return file_sha256(path)
-    except OSError as error:
-        return hashlib.sha256(f"unreadable: {type(error).__name__}".encode()).hexdigest()

@@ -15,7 +15,6 @@ from pydantic import Field, SerializeAsAny, field_validator
 
 from sweeper import registry
 from sweeper.datasets import DatasetIndex
-from sweeper.errors import InputError
 from sweeper.fingerprint import fingerprint
 from sweeper.registry import Settings
 from sweeper.views import counter_uniform
@@ -50,14 +49,12 @@ class Config(Settings):
 
 
 def index(config: Config, seed: int) -> DatasetIndex:
-    """The rows of the whole dataset that were drawn, in its order.
+    """The rows of the whole dataset that were drawn, in its order; one without labels counts as one class.
 
     Raises:
-        InputError: as the whole dataset's, or it has no labels.
+        InputError: as the whole dataset's.
     """
     whole: DatasetIndex = registry.load("datasets", config.of.kind).index(config.of, seed)  # type: ignore[attr-defined]
-    if not whole.class_names:
-        raise InputError("dataset.of: a dataset without labels has no images of a class; use its own settings")
     order = counter_uniform(seed, np.arange(len(whole)))
     splits = np.asarray(whole.splits)
     kept = [_turns(np.flatnonzero(splits == "train"), whole.labels, order, per_class=config.train_per_class)]

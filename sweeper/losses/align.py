@@ -29,7 +29,7 @@ class Config(LossSettings):
 
     kind: Literal["align"] = "align"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    alpha: Annotated[float, Field(gt=0)] = 2.0
+    alpha: Annotated[float, Field(gt=0, le=100)] = 2.0
 
 
 def build(config: Config, context: LossContext) -> Float32Loss:

@@ -25,8 +25,8 @@ class Config(LossSettings):
 
     kind: Literal["align_uniform"] = "align_uniform"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    dim: Annotated[int, Field(ge=1)] = 128
-    alpha: Annotated[float, Field(gt=0)] = 2.0
+    dim: Annotated[int, Field(ge=1, le=65536)] = 128
+    alpha: Annotated[float, Field(gt=0, le=100)] = 2.0
     t: Annotated[float, Field(gt=0)] = 2.0
     w_align: Annotated[float, Field(ge=0)] = 1.0
     w_unif: Annotated[float, Field(ge=0)] = 1.0

@@ -23,7 +23,7 @@ class Config(LossSettings):
     """The larger `p`, the more the most active channels count."""
 
     kind: Literal["at"] = "at"
-    p: Annotated[float, Field(ge=1)] = 2.0
+    p: Annotated[float, Field(ge=1, le=100)] = 2.0
 
 
 def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor, p: float) -> Tensor:

@@ -24,7 +24,7 @@ class Config(LossSettings):
 
     kind: Literal["barlow_twins"] = "barlow_twins"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    dim: Annotated[int, Field(ge=1)] = 1024
+    dim: Annotated[int, Field(ge=1, le=65536)] = 1024
     redundancy: Annotated[float, Field(ge=0)] = 5e-3
 
 

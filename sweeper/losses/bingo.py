@@ -26,7 +26,7 @@ class Config(LossSettings):
 
     kind: Literal["bingo"] = "bingo"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    neighbours: Annotated[int, Field(ge=1)] = 5
+    neighbours: Annotated[int, Field(ge=1, le=65536)] = 5
     tau: Annotated[float, Field(gt=0)] = 0.2
     w_intra: Annotated[float, Field(ge=0)] = 0.5
     w_inter: Annotated[float, Field(ge=0)] = 0.5

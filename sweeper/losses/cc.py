@@ -24,7 +24,7 @@ class Config(LossSettings):
     """`dim` is the width of both projections."""
 
     kind: Literal["cc"] = "cc"
-    dim: Annotated[int, Field(ge=1)] = 128
+    dim: Annotated[int, Field(ge=1, le=65536)] = 128
 
 
 def neighbour_congruence(student_BP: Tensor, teacher_BP: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ class Config(LossSettings):
 
     kind: Literal["crd"] = "crd"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "linear"
-    dim: Annotated[int, Field(ge=1)] = 128
-    negatives: Annotated[int, Field(ge=1)] = 16384
+    dim: Annotated[int, Field(ge=1, le=65536)] = 128
+    negatives: Annotated[int, Field(ge=1, le=10**7)] = 16384
     tau: Annotated[float, Field(gt=0)] = 0.07
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
 

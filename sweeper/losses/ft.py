@@ -23,8 +23,8 @@ class Config(LossSettings):
     """`p` is the power of the activations in a factor, `distance` that of the difference of two factors."""
 
     kind: Literal["ft"] = "ft"
-    p: Annotated[float, Field(ge=1)] = 2.0
-    distance: Annotated[float, Field(ge=1)] = 1.0
+    p: Annotated[float, Field(ge=1, le=100)] = 2.0
+    distance: Annotated[float, Field(ge=1, le=100)] = 1.0
 
 
 def factor_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor, p: float, distance: float) -> Tensor:

@@ -24,7 +24,7 @@ class Config(LossSettings):
 
     kind: Literal["info_nce"] = "info_nce"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    dim: Annotated[int, Field(ge=1)] = 128
+    dim: Annotated[int, Field(ge=1, le=65536)] = 128
     tau: Annotated[float, Field(gt=0)] = 0.1
     symmetric: bool = False
 

@@ -24,7 +24,7 @@ class Config(LossSettings):
     """The paper's order alpha and the weights of both terms, which stand inside the loss, `weight` before it."""
 
     kind: Literal["itrd"] = "itrd"
-    alpha: Annotated[float, Field(gt=0)] = 1.5
+    alpha: Annotated[float, Field(gt=0, le=100)] = 1.5
     w_correlation: Annotated[float, Field(ge=0)] = 2.0
     w_mutual: Annotated[float, Field(ge=0)] = 0.05
 

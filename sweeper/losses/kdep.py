@@ -29,7 +29,7 @@ class Config(LossSettings):
 
     kind: Literal["kdep"] = "kdep"
     temperature: Annotated[float, Field(gt=0)] = 0.1
-    power: Annotated[float, Field(ge=1)] = 3.0
+    power: Annotated[float, Field(ge=1, le=100)] = 3.0
 
 
 def principal_components(embeddings_NT: Tensor, num_components: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ class Config(LossSettings):
 
     kind: Literal["n_pair"] = "n_pair"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    dim: Annotated[int, Field(ge=1)] = 128
+    dim: Annotated[int, Field(ge=1, le=65536)] = 128
     l2: Annotated[float, Field(ge=0)] = 2e-3
 
 

@@ -28,7 +28,7 @@ class Config(LossSettings):
     """
 
     kind: Literal["reviewkd"] = "reviewkd"
-    width: Annotated[int, Field(ge=1)] = 512
+    width: Annotated[int, Field(ge=1, le=65536)] = 512
     warmup: Annotated[float, Field(ge=0, lt=1)] = 1 / 12
 
 

@@ -24,7 +24,7 @@ class Config(LossSettings):
 
     kind: Literal["seed"] = "seed"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    queue: Annotated[int, Field(ge=1)] = 65536
+    queue: Annotated[int, Field(ge=1, le=10**7)] = 65536
     tau_student: Annotated[float, Field(gt=0)] = 0.2
     tau_teacher: Annotated[float, Field(gt=0)] = 0.07
 

@@ -23,8 +23,8 @@ class Config(LossSettings):
     """`attention_dim` is the width of queries and keys for each image of the batch, `width` bounds the regressors'."""
 
     kind: Literal["semckd"] = "semckd"
-    attention_dim: Annotated[int, Field(ge=1)] = 16
-    width: Annotated[int, Field(ge=1)] = 128
+    attention_dim: Annotated[int, Field(ge=1, le=65536)] = 16
+    width: Annotated[int, Field(ge=1, le=65536)] = 128
 
 
 def similarities(map_BCHW: Tensor) -> Tensor:

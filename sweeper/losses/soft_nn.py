@@ -24,7 +24,7 @@ class Config(LossSettings):
 
     kind: Literal["soft_nn"] = "soft_nn"
     projector: Literal["linear", "mocov2", "simclr", "simclrv2"] = "mocov2"
-    dim: Annotated[int, Field(ge=1)] = 128
+    dim: Annotated[int, Field(ge=1, le=65536)] = 128
     temperature: Annotated[float, Field(gt=0)] = 0.2
 
 

@@ -26,7 +26,7 @@ class Config(LossSettings):
     """`initial_variance` is that of each of the teacher's channels at the start."""
 
     kind: Literal["vid_maps"] = "vid_maps"
-    initial_variance: Annotated[float, Field(ge=1e-3)] = 5.0
+    initial_variance: Annotated[float, Field(ge=1e-3, le=1e3)] = 5.0
 
 
 def gaussian_terms(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from sweeper.registry import Settings
-from sweeper.schedulers import METRIC, MODE, OBJECTIVES, TIME_ATTR, grace_epochs, rung_levels, trained_share
+from sweeper.schedulers import (
+    LATE_EPOCHS,
+    METRIC,
+    MODE,
+    OBJECTIVES,
+    TIME_ATTR,
+    Grace,
+    Reduction,
+    grace_epochs,
+    rung_levels,
+    trained_share,
+)
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -23,8 +32,8 @@ class Config(Settings):
     """`grace`: the first rung, as a share of the epochs when below 1, else in epochs. `reduction`: eta."""
 
     kind: Literal["asha"] = "asha"
-    grace: Annotated[float, Field(gt=0)] = 0.1
-    reduction: Annotated[float, Field(gt=1)] = 3.0
+    grace: Grace = 0.1
+    reduction: Reduction = 3.0
 
 
 def levels(config: Config, max_t: int) -> list[float]:
@@ -32,9 +41,11 @@ def levels(config: Config, max_t: int) -> list[float]:
     return rung_levels(grace_epochs(config.grace, max_t), config.reduction, max_t)
 
 
-def expected_share(config: Config, max_t: int) -> float:
-    """The share of the epochs that a long search trains: 1/reduction of the trials goes on at each rung."""
-    return trained_share(levels(config, max_t), config.reduction, max_t)
+def expected_share(config: Config, max_t: int, trials: int | None = None) -> float:
+    """The share of the epochs that a search trains: about 1/reduction of the trials goes on at each rung."""
+    return trained_share(
+        levels(config, max_t), config.reduction, max_t, late=LATE_EPOCHS if trials else 0.0, trials=trials
+    )
 
 
 def build(

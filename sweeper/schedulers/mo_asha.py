@@ -19,10 +19,13 @@ from sweeper.registry import Settings
 from sweeper.rungs import Rungs, Spread
 from sweeper.schedulers import (
     COST,
+    LATE_EPOCHS,
     METRIC,
     OBJECTIVES,
     SECONDS_ATTR,
     TIME_ATTR,
+    Grace,
+    Reduction,
     grace_epochs,
     rung_levels,
     trained_share,
@@ -43,9 +46,9 @@ class Config(Settings):
     """
 
     kind: Literal["mo_asha"] = "mo_asha"
-    grace: Annotated[float, Field(gt=0)] = 0.5
-    reduction: Annotated[float, Field(gt=1)] = 4.0
-    max: Annotated[float, Field(gt=0)] | None = None
+    grace: Grace = 0.5
+    reduction: Reduction = 4.0
+    max: Grace | None = None
     keep: Annotated[float, Field(ge=0, le=1)] = 0.1
     spread: Spread = "epsilon_net"
     unit: Literal["epochs", "seconds"] = "epochs"
@@ -66,10 +69,12 @@ def levels(config: Config, max_t: int) -> list[float]:
     return sorted({float(math.ceil(level - 1e-9)) for level in found if math.ceil(level - 1e-9) < end})
 
 
-def expected_share(config: Config, max_t: int) -> float:
-    """The share of the epochs that a long search trains, immune trials included; `max` seconds stand for a full run."""
+def expected_share(config: Config, max_t: int, trials: int | None = None) -> float:
+    """The share of the epochs that a search trains, immune trials included; `max` seconds stand for a full run."""
     end = config.max if config.unit == "seconds" and config.max else max_t
-    return trained_share([level for level in levels(config, max_t) if level < end], config.reduction, end, config.keep)
+    late = LATE_EPOCHS if trials and config.unit == "epochs" else 0.0
+    before_end = [level for level in levels(config, max_t) if level < end]
+    return trained_share(before_end, config.reduction, end, config.keep, late=late, trials=trials)
 
 
 def is_immune(name: str, keep: float) -> bool:

@@ -4,9 +4,12 @@ A kind's module holds
 
     class Config(Settings)              `kind`, `adapt` and whatever names the model and its weights
     identity(config) -> dict            what decides the teacher's outputs: plain JSON values, weights by their sha256
+    check(config)                           refuses names that do not exist, before anything is built
     build(config, class_names) -> Teacher
     sketch(config, class_names) -> Teacher  the same shapes without reading weights, under the device of the caller
     flops_an_image(config, class_names) -> float | None     may be left out: for the forecast, without reading weights
+    stand_in(config, folder, num_classes) -> Config         may be left out: for a rehearsal, what is not on this disk
+                                                            as a small random model, its files below `folder`
 
 `ensemble` alone has none of these: it is made of other teachers' cached targets.
 
@@ -43,6 +46,11 @@ class Teacher(Protocol):
 
     Images come as floats in [0, 1] at `input_size` squares; the teacher normalises them itself, since only it knows
     how. `logits_BK` is `classifier(embedding_BD)` exactly, which the losses that reuse the classifier rely on.
+    Of a model's own preprocessing that is its mean, deviation and size: the filter is that of `views.apply_views` for
+    every teacher, and the whole square is shown. An image that is stored at `input_size` is not resized again, so that
+    it is seen exactly as the model's own evaluation would show its square; what other sizes change,
+    `tests/teachers/test_preprocessing.py` bounds. `head_seconds` is the device time that a classifier made of texts
+    has cost.
     """
 
     input_size: int
@@ -52,6 +60,7 @@ class Teacher(Protocol):
     classes: int | None
     classifier: torch.nn.Linear | None
     tap_points: TapPoints
+    head_seconds: float
 
     def __call__(self, images_BCHW: torch.Tensor, *, pre: bool = False, num_maps: int = 0) -> TeacherOutput: ...
 

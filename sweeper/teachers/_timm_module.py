@@ -25,6 +25,7 @@ class TimmTeacher(nn.Module):
         input_size: side in pixels at which images enter; None for the model's own.
     """
 
+    head_seconds = 0.0
     input_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

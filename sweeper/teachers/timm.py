@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sweeper.teachers._timm_module import TimmTeacher
 
 HUB, RANDOM = "hub", "none"
+HUB_IDS = ("hf-hub:", "hf_hub:")  # a model of anybody's on the hub, which says its architecture itself
 RANDOM_SEED = 0  # `weights: none` is the same teacher in every process
 
 
@@ -46,7 +47,7 @@ class Config(Settings):
     weights: str = HUB
     adapt: Adapt = "linear_probe"
     model_args: dict[str, Any] = Field(default_factory=dict)
-    input_size: Annotated[int, Field(ge=8)] | None = None
+    input_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     trust: bool = False
 
     @model_validator(mode="after")
@@ -75,6 +76,28 @@ def identity(config: Config) -> dict[str, Any]:
     return {**named, "model": config.model, "weights": {"file_sha256": file_sha256(path)}}
 
 
+def check(config: Config) -> None:
+    """Refuse a name or a tag that timm does not have; nothing is built and the hub is not asked.
+
+    Raises:
+        InputError: naming the nearest models, or the tags that there are.
+    """
+    import timm
+
+    name = str(config.model)
+    if config.model is None or ":" in name:
+        return
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
+        hint = f"; the nearest are {', '.join(near)}" if near else ""
+        raise InputError(f"model: {name!r} is not a timm model{hint} (timm.list_models() lists them)")
+    architecture, _, tag = name.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tags:
+        known = f"there are {', '.join(tags)}" if tags else "there are none"
+        raise InputError(f"model: {name!r} is not among timm's weights; of that architecture {known}")
+
+
 def build(config: Config, class_names: Sequence[str]) -> TimmTeacher:
     """The teacher, in eval mode on the CPU, without gradients.
 
@@ -94,7 +117,7 @@ def build(config: Config, class_names: Sequence[str]) -> TimmTeacher:
         elif config.weights == RANDOM:
             model = _create(config, num_classes=len(class_names))
         else:
-            model = _from_hub(config)
+            model = _from_hub(config, pretrained=True)
     teacher = _wrapped(model, config)
     if teacher.classes == len(class_names) and teacher.classifier is not None:
         return teacher
@@ -108,14 +131,25 @@ def build(config: Config, class_names: Sequence[str]) -> TimmTeacher:
 
 
 def sketch(config: Config, class_names: Sequence[str]) -> TimmTeacher:
-    """The teacher with its architecture's initial weights: the hub is not asked, no weight is read.
+    """The teacher with its architecture's initial weights: no weight is read, of a hub id its config alone.
 
     For shapes and counts, on torch's meta device where it is built under one.
     """
     path = _local_weights(config)
     if path is not None and path.is_dir():
         config = config.model_copy(update={"model": f"local-dir:{path}"})
-    return _wrapped(_create(config, num_classes=len(class_names)), config)
+    make = _from_hub if str(config.model).startswith(HUB_IDS) else _create
+    return _wrapped(make(config, num_classes=len(class_names)), config)
+
+
+def stand_in(config: Config, folder: Path, num_classes: int) -> Config:
+    """For a rehearsal: a small random model of the architecture in place of the hub's; what is here stays itself."""
+    from sweeper.teachers._stand_in import cut_down
+
+    if config.weights != HUB or config.model is None:
+        return config
+    arguments = cut_down(config.model, config.model_args, num_classes=num_classes)
+    return config.model_copy(update={"weights": RANDOM, "model_args": arguments})
 
 
 def _wrapped(model: torch.nn.Module, config: Config) -> TimmTeacher:
@@ -203,9 +237,9 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _from_hub(config: Config) -> torch.nn.Module:
+def _from_hub(config: Config, **how: Any) -> torch.nn.Module:
     try:
-        return _create(config, pretrained=True)
+        return _create(config, **how)
     except (OSError, RuntimeError) as error:
         if "No pretrained weights exist" in str(error):
             raise InputError(
@@ -213,8 +247,8 @@ def _from_hub(config: Config) -> torch.nn.Module:
             ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunFailed(
-            f"the weights of {config.model!r} could not be fetched from the hub: {reason}; check the network, or save "
-            "them as a folder (timm's local-dir format) and give it as weights:"
+            f"{config.model!r} could not be fetched from the hub: {reason}; check the network, or save "
+            "the model as a folder (timm's local-dir format) and give it as weights:"
         ) from error
 
 
@@ -223,11 +257,8 @@ def _create(config: Config, **how: Any) -> torch.nn.Module:
     import timm
     from safetensors import SafetensorError
 
+    check(config)
     name = str(config.model)
-    if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
-        hint = f"; the nearest are {', '.join(near)}" if near else ""
-        raise InputError(f"model: {name!r} is not a timm model{hint} (timm.list_models() lists them)")
     arguments = dict(config.model_args)
     if config.input_size is not None and _fixed_size(name):
         arguments.setdefault("img_size", config.input_size)
@@ -241,7 +272,7 @@ def _create(config: Config, **how: Any) -> torch.nn.Module:
     except (SafetensorError, pickle.UnpicklingError) as error:
         raise InputError(f"{what}: the weights can not be read: {str(error).partition(chr(10))[0]}") from error
     except (RuntimeError, OSError) as error:
-        if "Invalid pretrained tag" in str(error) or name.startswith("local-dir:"):
+        if name.startswith("local-dir:"):
             raise InputError(f"model: {name!r}: {error}") from None
         raise
     return model

@@ -1,6 +1,6 @@
 """Images as they come: odd ones are read rightly, broken and hostile ones are left out with a reason, in any container.
 
-Each image stands once in a folder and once in a parquet file, and both are asked for it.
+Each image stands in a folder, in a parquet file and in a tar, and all are asked for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sweeper.datasets import decode_image, image_folder, parquet, unlabelled_folder
+from sweeper.datasets import decode_image, image_folder, parquet, unlabelled_folder, webdataset
 from sweeper.errors import InputError
 from sweeper.ingest import ImageWorker
 from sweeper.store import Store
@@ -138,8 +139,17 @@ def from_parquet(folder: Path, data: bytes) -> Image.Image | Exception:
     return parquet.decode(parquet.Config(path=str(path)), [f"{path}#0"])[0]
 
 
+def from_shard(folder: Path, data: bytes) -> Image.Image | Exception:
+    path = folder / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("x.png")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return webdataset.decode(webdataset.Config(path=str(path)), [f"{path}#512+{len(data)}"])[0]
+
+
 Container = Callable[[Path, bytes], Image.Image | Exception]
-containers = pytest.mark.parametrize("container", [from_folder, from_parquet])
+containers = pytest.mark.parametrize("container", [from_folder, from_parquet, from_shard])
 
 
 @containers

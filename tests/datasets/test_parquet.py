@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sweeper.datasets import parquet
+from sweeper.datasets import _parquet_rows
 from sweeper.datasets.parquet import Config, decode, index
 from sweeper.errors import InputError
 
@@ -305,7 +305,7 @@ def test_each_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return real(self, group, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
-    parquet._row_group.cache_clear()
+    _parquet_rows._row_group.cache_clear()
     config = at(path)
     decode(config, [f"{path}#{row}" for row in (11, 3, 12, 0, 4)])
     assert sorted(read) == [0, 2]

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from sweeper import registry
 from sweeper.datasets import DatasetIndex, noise, subset
-from sweeper.errors import InputError
 from sweeper.registry import Settings
 
 WHOLE = {"kind": "noise", "classes": 4, "train": 40, "val": 12, "test": 12, "image_size": 8}
@@ -51,12 +50,17 @@ def test_images_are_those_of_the_whole_dataset() -> None:
         assert np.array_equal(np.asarray(image), np.asarray(images[name]))
 
 
-def test_what_is_no_dataset_with_labels_is_refused() -> None:
+def test_what_is_no_dataset_is_refused() -> None:
     for wrong in ({"kind": "subset", "of": WHOLE, "train_per_class": 1}, {"kind": "nonsense"}, {}):
         with pytest.raises(ValidationError, match="needs the section of a dataset"):
             config(of=wrong)
-    with pytest.raises(InputError, match="without labels"):
-        subset.index(config(of={"kind": "noise", "classes": 0}), 0)
+
+
+def test_a_pool_without_labels_is_drawn_from_as_one_class() -> None:
+    pool = {"kind": "noise", "classes": 0, "train": 9}
+    found = subset.index(config(of=pool, train_per_class=4), 0)
+    assert found.class_names == ()
+    assert found.split_counts() == {"train": 4, "val": 0, "test": 0}
 
 
 def test_what_it_says_in_a_file_reads_back_as_the_same() -> None:

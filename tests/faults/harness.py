@@ -6,10 +6,11 @@ end has a say in any figure but those of cost, and a disturbed sweep can be comp
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A folder with a space file, a store and results of its own."""
+    """A folder with a space file, a store and results of its own.
+
+    Attributes:
+        store: its URI, where it is no folder within `folder`.
+        more: of the environment of its processes.
+    """
 
     folder: Path
+    store: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, folder: Path, generator: Path, **sections: Any) -> Sweep:
+    def make(
+        cls, folder: Path, generator: Path, *, store: str = "", more: Mapping[str, str] | None = None, **sections: Any
+    ) -> Sweep:
         folder.mkdir(parents=True, exist_ok=True)
         tree = {"name": "faults", "trial": TRIAL, "search": SEARCH, "finalists": {"count": 1, "seeds": 2}}
         write_space(folder / "space.yaml", generator, **{**tree, **sections})
-        return cls(folder)
+        return cls(folder, store, more or {})
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        return start(self.folder, "run", "space.yaml", "--store", str(self.folder / "store"), *options)
+        store = self.store or str(self.folder / "store")
+        return start(self.folder, "run", "space.yaml", "--store", store, *options, more=self.more)
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
         """To its end, which must be a good one."""
@@ -97,6 +108,26 @@ class Sweep:
                 continue
         journals = [path.stat().st_mtime for path in self.folder.glob("results/*/*/journal.log")]
         return max(times + journals)
+
+
+def kill_at(sweep: Sweep, line: str, row: Row, is_there: Callable[[], bool] = lambda: True) -> bool:
+    """Start the sweep and kill its driver once it has said something that matches, and something is on the disk.
+
+    Returns False where it had ended before.
+    """
+    process = sweep.start()
+    assert process.stdout is not None
+    for said in process.stdout:
+        if re.search(line, said):
+            while not is_there() and process.poll() is None:
+                time.sleep(0.02)
+            row.tried += 1
+            row.lost_s.append(max(0.0, time.time() - sweep.last_written()))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return True
+    process.communicate()
+    return False
 
 
 def kill_after(sweep: Sweep, seconds: float, row: Row) -> bool:

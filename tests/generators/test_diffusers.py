@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 from diffusers import (
-    AutoencoderKL,
     ConsistencyModelPipeline,
     DDIMPipeline,
     DDIMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     UNet2DModel,
 )
@@ -27,6 +25,7 @@ from pydantic import ValidationError
 
 from sweeper.errors import InputError, RunFailed
 from sweeper.generators import diffusers
+from sweeper.generators._drawing import DiffusersGenerator
 
 NAMES = ("zero", "one", "two", "three")
 
@@ -59,19 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DiTPipeline, whose null class is number 1000 by its code."""
-    path = tmp_path_factory.mktemp("pipelines") / "dit"
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
-        num_embeds_ada_norm=1000, norm_num_groups=4,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
-    DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(path)
-    return path
+    return tiny_pipelines.dit(tmp_path_factory.mktemp("pipelines") / "dit")
 
 
 @dataclass
@@ -150,7 +137,7 @@ def test_another_class_conditional_pipeline_and_its_guidance(dit_folder: Path) -
 
 def test_prompts_name_the_class_in_words() -> None:
     pipeline = TextPipeline()
-    generator = diffusers.DiffusersGenerator(diffusers.Config(**TEXT), pipeline)
+    generator = DiffusersGenerator(diffusers.Config(**TEXT), pipeline)
     images = generator.generate([1, 0], ["fire_truck", "cat"], [1, 2])
     assert pipeline.prompts == ["a photo of a cat", *["a photo of a fire truck"] * 3]
     assert pipeline.given == (3, 2.0, 8, 8, "np")
@@ -158,15 +145,13 @@ def test_prompts_name_the_class_in_words() -> None:
 
 
 def test_an_image_that_the_safety_checker_blanked_is_drawn_again() -> None:
-    clean = diffusers.DiffusersGenerator(diffusers.Config(**TEXT), TextPipeline()).generate([0, 1], NAMES, [1, 2])
-    again = diffusers.DiffusersGenerator(diffusers.Config(**TEXT), TextPipeline(unsafe=2)).generate(
-        [0, 1], NAMES, [1, 2]
-    )
+    clean = DiffusersGenerator(diffusers.Config(**TEXT), TextPipeline()).generate([0, 1], NAMES, [1, 2])
+    again = DiffusersGenerator(diffusers.Config(**TEXT), TextPipeline(unsafe=2)).generate([0, 1], NAMES, [1, 2])
     assert again[0].any()
     assert not np.array_equal(again[0], clean[0])
     np.testing.assert_array_equal(again[1], clean[1])
     with pytest.raises(RunFailed, match=r"safety checker of fake .*'a photo of a zero'"):
-        diffusers.DiffusersGenerator(diffusers.Config(**TEXT), TextPipeline(unsafe=99)).generate([0, 1], NAMES, [1, 2])
+        DiffusersGenerator(diffusers.Config(**TEXT), TextPipeline(unsafe=99)).generate([0, 1], NAMES, [1, 2])
 
 
 def test_what_the_pipeline_does_not_take_is_refused(folder: Path) -> None:
@@ -181,9 +166,9 @@ def test_what_the_pipeline_does_not_take_is_refused(folder: Path) -> None:
         with pytest.raises(InputError, match=reason):
             diffusers.build(diffusers.Config(model=str(folder), **given), "cpu")
     with pytest.raises(InputError, match=r"draws from a text; give one"):
-        diffusers.DiffusersGenerator(diffusers.Config(**TEXT | {"prompt": None}), TextPipeline())
+        DiffusersGenerator(diffusers.Config(**TEXT | {"prompt": None}), TextPipeline())
     with pytest.raises(InputError, match=r"class_ids: .* takes no class_labels"):
-        diffusers.DiffusersGenerator(diffusers.Config(**TEXT, class_ids=(1,)), TextPipeline())
+        DiffusersGenerator(diffusers.Config(**TEXT, class_ids=(1,)), TextPipeline())
     with pytest.raises(InputError, match=r"precision: fp16 needs a GPU"):
         diffusers.build(diffusers.Config(model=str(folder), precision="fp16"), "cpu")
 
@@ -242,11 +227,14 @@ def test_identity_is_what_decides_an_image(folder: Path, tmp_path: Path) -> None
         assert diffusers.identity(base.model_copy(update=other)) != diffusers.identity(base)
 
 
-def test_nothing_is_printed_and_ray_is_not_imported(folder: Path) -> None:
+def test_nothing_is_printed_and_ray_is_not_imported(folder: Path, sd_folder: Path) -> None:
     code = (
-        "import sys; from sweeper.generators import diffusers; "
+        "import sys; from sweeper.generators import diffusers; import numpy; "
         f"g = diffusers.build(diffusers.Config(model={str(folder)!r}, steps=2, batch_size=2), 'cpu'); "
-        "g.generate([0], ['a', 'b', 'c', 'd'], [1]); assert 'ray' not in sys.modules"
+        "g.generate([0], ['a', 'b', 'c', 'd'], [1]); "
+        f"c = diffusers.Config(model={str(sd_folder)!r}, prompt='a {{label}}', steps=2, strength=0.5, batch_size=1); "
+        "diffusers.build(c, 'cpu').generate([0], ['a'], [1], [numpy.zeros((8, 8, 3), numpy.uint8)]); "
+        "assert 'ray' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

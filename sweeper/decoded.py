@@ -1,0 +1,78 @@
+"""Rows of artifacts as dense arrays: what `mapped` keeps of a pool of images, of a split, and of a teacher's targets.
+
+Shape letters: N samples, V stored views, P parameters of a view, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from sweeper import views
+from sweeper.sources import stored_columns
+
+if TYPE_CHECKING:
+    from sweeper.mapped import Arrays
+
+SPLIT = ("images", "labels")
+POOL = (*SPLIT, "keys", "num_real")
+
+
+def pixels(column: pa.ChunkedArray, image_size: int) -> np.ndarray:
+    """Raw HWC bytes of equally large images as N x C x H x W, uint8.
+
+    Raises:
+        ValueError: an image has another size.
+    """
+    images_NCHW = np.empty((len(column), 3, image_size, image_size), dtype=np.uint8)
+    start = 0
+    for chunk in column.cast(pa.large_binary()).chunks:
+        _, offsets, data = chunk.buffers()
+        edges = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        if len(chunk):
+            raw = np.frombuffer(data, dtype=np.uint8)[edges[0] : edges[-1]]
+            images_BHWC = raw.reshape(len(chunk), image_size, image_size, 3)
+            images_NCHW[start : start + len(chunk)] = images_BHWC.transpose(0, 3, 1, 2)
+        start += len(chunk)
+    return images_NCHW
+
+
+def split(table: pa.Table, image_size: int) -> Arrays:
+    """`SPLIT` of rows of an images artifact."""
+    return {"images": pixels(table["image"], image_size), "labels": table["label"].to_numpy().astype(np.int64)}
+
+
+def of_split(images: pa.Table, name: str) -> pa.Table:
+    """The rows of one split."""
+    return images.filter(np.array(images["split"].to_pylist()) == name)
+
+
+def in_order(synthetic: pa.Table) -> pa.Table:
+    """Synthetic images by their index: the first so many are of all classes alike."""
+    return synthetic.sort_by([("index", "ascending"), ("label", "ascending")])
+
+
+def pool(images: pa.Table, synthetic: Sequence[pa.Table], image_size: int) -> Arrays:
+    """`POOL`: the training images followed by all synthetic ones; `keys` are those of their views."""
+    real = of_split(images, "train")
+    parts = [part.select(["sample_id", "label", "image"]) for part in (real, *map(in_order, synthetic))]
+    arrays = [split(part, image_size) for part in parts]
+    keys = [views.sample_key(sample_id) for part in parts for sample_id in part["sample_id"].to_pylist()]
+    return {
+        **{name: np.concatenate([one[name] for one in arrays]) for name in SPLIT},
+        "keys": np.array(keys, dtype=np.uint64),
+        "num_real": np.array([len(real)]),
+    }
+
+
+def targets(tables: Sequence[pa.Table], ids: Sequence[Sequence[str]], names: Sequence[str]) -> Arrays:
+    """Columns N x V x width of a teacher's targets of the real images and of each synthetic set; `ids` in order.
+
+    Raises:
+        ValueError: rows are missing.
+    """
+    parts = [stored_columns(table, own, names) for table, own in zip(tables, ids, strict=True) if len(own)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
