@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_mirror import COMMIT, Mirror
+from dataset_hub import COMMIT, Mirror
 from PIL import Image
 
 from sweeper.datasets._arrow_files import image_row, open_table
