@@ -607,7 +607,7 @@ class TestFit:
 
     @pytest.mark.parametrize("way", ["learning rate", "targets"])
     def test_a_pretraining_that_is_not_finite_fails_the_trial(self, way: str) -> None:
-        config, pool = two_trainings(first={"epochs": 5, "lr": 1e30, "warmup": 0.0}), POOL_DATA
+        config, pool = two_trainings(first={"epochs": 5, "lr": 1e9, "warmup": 0.0}), POOL_DATA
         if way == "targets":
             source: Any = POOL_DATA.source
             logits = torch.full_like(source.columns["logits"], math.nan)
