@@ -127,7 +127,7 @@ def test_what_does_not_touch_the_bytes_keeps_the_keys(store: Store, changes: dic
         ({"synthetic": {"sd": {**SOURCE, "guidance": 3.0}}}, {"synthetic", "made targets"}),
         ({"synthetic": {"sd": {**SOURCE, "prompt": "one {label}"}}}, {"synthetic", "made targets"}),
     ],
-    ids=str,
+    ids=lambda value: " ".join(sorted(map(str, value))),
 )
 def test_what_touches_the_bytes_changes_the_keys_below_it_only(
     store: Store, changes: dict[str, Any], changed: set[str]
