@@ -65,6 +65,7 @@ def test_bytes_have_three_digits(count: float, expected: str) -> None:
     assert bytes_text(int(count)) == expected
 
 
+@pytest.mark.slow  # half a minute; test_calibration has its parts
 def test_the_command_times_models_once_and_builds_nothing(
     tmp_path: Path, generator_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
