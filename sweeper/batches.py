@@ -9,11 +9,13 @@ width.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import torch
 
 from sweeper import adapted, decoded, mapped, sources
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
 
     from sweeper.store import Record, Store
     from sweeper.teachers import Teacher
+
+
+LAYING_OUT = 2  # an array and the table that it is made from are in memory together
+
+
+def memory_free() -> int:
+    """Bytes that this machine could still give to a process."""
+    return int(psutil.virtual_memory().available)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +190,14 @@ class DataCache:
         return held
 
     def _pool(self, sets: Sequence[str], size: int) -> Arrays:
+        num_images = sum(self.record(key).rows or 0 for key in sets)
+        needed, free = LAYING_OUT * num_images * 3 * size**2, memory_free()
+        if needed > free:
+            raise RunFailed(
+                f"{num_images:,} images of {size} x {size} pixels take {needed / 1e9:.3g} GB of memory while they are "
+                f"laid out as arrays, once on each node, and {free / 1e9:.3g} GB are free on {socket.gethostname()}: "
+                "use a smaller dataset.image_size, or nodes with more memory"
+            )
         images, *synthetic = (self.table(key) for key in sets)
         return decoded.pool(images, synthetic, size)
 

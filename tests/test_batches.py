@@ -23,7 +23,7 @@ from samples import (
     write_parquet,
 )
 
-from sweeper import views
+from sweeper import batches, views
 from sweeper.adapt import resized
 from sweeper.adapted import CLASSIFIER_FILE
 from sweeper.batches import DataCache, DataRefs, TeacherRefs
@@ -258,6 +258,18 @@ def test_what_the_store_lacks_is_named(store: Store) -> None:
     commit_synthetic(store, "first", 0, 2)
     with pytest.raises(RunFailed, match="1 of 7 synthetic images are missing"):
         read(store, DataRefs(images="images", synthetic=("first",), num_synthetic=7))
+
+
+def test_more_images_than_the_memory_holds_end_in_a_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit_images(store, {"train": 6, "val": 2, "test": 2})
+    needed = 2 * 10 * 3 * SIZE**2
+    refs = DataRefs(images="images")
+    asked: Any = {"needs": frozenset(), "view_config": VIEWS, "view_seed": 0, "with_test": False}
+    monkeypatch.setattr(batches, "memory_free", lambda: needed - 1)
+    with pytest.raises(RunFailed, match=rf"10 images of {SIZE} x {SIZE} pixels.*smaller dataset.image_size, or nodes"):
+        DataCache(store).trial_data(refs, **asked)
+    monkeypatch.setattr(batches, "memory_free", lambda: needed)
+    assert len(DataCache(store).trial_data(refs, **asked).train) == 6
 
 
 def test_the_arrays_that_were_read_last_are_kept(store: Store) -> None:
