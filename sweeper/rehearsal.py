@@ -197,6 +197,10 @@ def _few(dataset: Any, per_class: int) -> dict[str, Any]:
 def _stand_in(family: str, name: str, config: Any, folder: Path, num_classes: int, said: list[str]) -> Any:
     """The section of a model that this machine has, or of a small one in its place."""
     module = registry.load("generators" if family == "synthetic" else family, config.kind)
+    judge = getattr(config, "filter", None)
+    if judge is not None and not getattr(registry.load("filters", judge.kind), "is_here", lambda _: True)(judge):
+        config = config.model_copy(update={"filter": None})
+        said.append(f"{family}.{name}.filter: {judge.kind} by {judge.model} is left out")
     if not hasattr(module, "stand_in"):
         return config
     found = module.stand_in(config, folder / f"{family}-{name}", num_classes)

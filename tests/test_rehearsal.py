@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from sweeper import hub_stand_in, rehearsal, spacefile
@@ -78,6 +80,26 @@ def test_what_is_not_here_has_a_stand_in_and_is_named(space: SpaceFile, tmp_path
     assert (dataset.kind, len(dataset.class_names), dataset.image_size) == ("noise", 40, 32)  # type: ignore[attr-defined]
     said = "\n".join(found.stand_ins)
     for what in ("/nowhere/at/all", "40 classes", "/nowhere/either", "teachers.big", "weights of test_resnet"):
+        assert what in said
+
+
+def test_models_that_only_the_hub_knows_are_replaced_or_left_out(tmp_path: Path) -> None:
+    tree = yaml.safe_load(FILE)
+    tree["teachers"]["big"] = {"kind": "timm", "model": "hf-hub:nobody/nothing"}
+    source = {"kind": "diffusers", "model": "nobody/nothing", "prompt": "a {label}", "precision": "fp16"}
+    judge = {"kind": "clip_score", "model": "nobody/clip", "min_score": 0.2}
+    tree["synthetic"] = {"sd": {**source, "filter": judge}}
+    tree["trial"]["synthetic"] = {"source": "sd", "ratio": {"choice": [0, 1]}}
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    found = rehearsal.reduced(spacefile.load(path), tmp_path / "work")
+    config: Any = found.space.config
+    assert config.teachers["big"].model == "test_resnet"
+    assert Path(config.synthetic["sd"].model, "model_index.json").is_file()
+    assert config.synthetic["sd"].precision == ("fp16" if torch.cuda.is_available() else "fp32")
+    assert config.synthetic["sd"].filter is None
+    said = "\n".join(found.stand_ins)
+    for what in ("teachers.big", "synthetic.sd: ", "synthetic.sd.filter: clip_score by nobody/clip is left out"):
         assert what in said
 
 

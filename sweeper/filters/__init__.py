@@ -5,6 +5,7 @@ A kind's module holds
     class Config(FilterSettings)        `kind`, `max_attempts` and whatever decides a verdict
     identity(config) -> dict            what decides a verdict: plain JSON values, local weights by their sha256
     build(config, device, class_names, teacher) -> Filter
+    is_here(config) -> bool             may be left out: False where it needs the hub, so that rehearsals do without
 
 A kind whose `Config` has a field `teacher` names one of the file's teachers, and is built with it, adapted to the task;
 the others get None. Images are judged as they would be stored, which is as a student would see them.

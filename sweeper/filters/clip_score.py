@@ -86,6 +86,11 @@ def build(config: Config, device: torch.device, class_names: Sequence[str], teac
     return ClipScore(model.to(device).eval(), processor, device, texts, config.min_score)
 
 
+def is_here(config: Config) -> bool:
+    """Whether the model lies on this disk."""
+    return _local_folder(config) is not None
+
+
 class ClipScore:
     """See `sweeper.filters.Filter`: the score is the cosine of the embeddings of the image and of its class's text."""
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sweeper.teachers._timm_module import TimmTeacher
 
 HUB, RANDOM = "hub", "none"
+SMALL = "test_resnet"
 HUB_IDS = ("hf-hub:", "hf_hub:")  # a model of anybody's on the hub, which says its architecture itself
 RANDOM_SEED = 0  # `weights: none` is the same teacher in every process
 
@@ -148,6 +149,8 @@ def stand_in(config: Config, folder: Path, num_classes: int) -> Config:
 
     if config.weights != HUB or config.model is None:
         return config
+    if config.model.startswith(HUB_IDS):  # only the hub could tell which architecture that is
+        return config.model_copy(update={"model": SMALL, "weights": RANDOM, "model_args": {}})
     arguments = cut_down(config.model, config.model_args, num_classes=num_classes)
     return config.model_copy(update={"weights": RANDOM, "model_args": arguments})
 
