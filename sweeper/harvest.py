@@ -51,9 +51,13 @@ def candidates(book: Study) -> list[Candidate]:
 
 
 def worth_retraining(candidates: Sequence[Candidate], chance: float) -> list[Candidate]:
-    """Those at least `WORTH` as far above `chance` as the best: not the first epochs of a front."""
+    """Those at least `WORTH` as far above `chance` as the best: not the first epochs of a front.
+
+    Where none is above chance, those that are as good as the best.
+    """
     best = max((c.accuracy_val for c in candidates), default=chance)
-    return [c for c in candidates if c.accuracy_val - chance >= WORTH * (best - chance)]
+    least = chance + WORTH * (best - chance) if best > chance else best
+    return [c for c in candidates if c.accuracy_val >= least]
 
 
 def first_error(book: Study) -> str:

@@ -13,6 +13,7 @@ import pytest
 from samples import TRIAL_TREE, commit_artifact, dataset_index, space_of, sweep_config
 
 from sweeper import finalists, harvest
+from sweeper.finalists import Candidate
 from sweeper.ledger import Charge, Cost
 from sweeper.plan import Plan, artifact_uses, make_plan
 from sweeper.results import COLUMNS, RunFolder
@@ -359,6 +360,13 @@ class TestAnytime:
         assert {c.accuracy_val >= floor for c in worth} == {True}
         left = len([c for c in found if c.accuracy_val < floor])
         assert len(worth) == len(found) - left < len(found)
+
+
+def test_where_nothing_is_better_than_chance_the_best_is_still_retrained() -> None:
+    config = TrialConfig.model_validate({"student": {"model": "any"}})
+    found = [Candidate(trial, config, accuracy, 1.0, 1) for trial, accuracy in enumerate([0.0, 0.004, 0.004])]
+    assert [c.trial for c in harvest.worth_retraining(found, 0.005)] == [1, 2]
+    assert [c.trial for c in harvest.worth_retraining(found[:1], 0.005)] == [0]
 
 
 def test_what_a_front_promised_and_kept_is_said(run: Run) -> None:
