@@ -69,18 +69,20 @@ def run(space: SpaceFile, console: Console, address: str | None = None) -> None:
         prepared = prepare(rehearsal.space, options)
         runs.work(prepared, options, console)
         done = prepared.folder
-        failed = [trial for trial in done.read_trials() if trial["state"] == "failed"]
+        trials = done.read_trials()
+        failed = [trial for trial in trials if trial["state"] == "failed"]
         if failed:
             raise RunFailed(
-                f"rehearsal: {len(failed)} of {len(done.read_trials())} trials failed; the first is "
+                f"rehearsal: {len(failed)} of {len(trials)} trials failed; the first is "
                 f"{failed[0]['teacher']} > {failed[0]['student']}, {failed[0]['loss']}: {failed[0]['error']}"
             )
-        trials = len(done.read_trials())
         with console.stage("export", 1, "student") as counter:
             export_model(done, 1, folder / "student", prepared.store)
             counter.advance()
     unproven = "; not proven: that what stand-ins stood in for can be read" if rehearsal.stand_ins else ""
-    console.message(f"rehearsal passed: every stage, {trials} trials over the whole space and the export{unproven}")
+    console.message(
+        f"rehearsal passed: every stage, {len(trials)} trials over the whole space and the export{unproven}"
+    )
 
 
 def reduced(space: SpaceFile, folder: Path) -> Rehearsal:
