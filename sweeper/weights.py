@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sweeper.errors import InputError
@@ -17,6 +18,35 @@ PICKLES = (".bin", ".pth", ".pt")
 WAY_OUT = "save the weights as safetensors"
 TRUST = f"{WAY_OUT}, or say `trust: true` beside them if you trust whoever made them"
 _lock = threading.RLock()  # of two threads, the one that leaves last would leave the refusal behind
+
+
+def local(given: str, config_file: str, *, trust: bool, allowed: str) -> Path:
+    """The folder or file that `given` names, if weights can be read from it.
+
+    Args:
+        given: the setting `weights:`.
+        config_file: what a folder has to hold besides.
+        trust: also pickles.
+        allowed: what could stand there, for the message.
+
+    Raises:
+        InputError: it is not there, not complete, or a pickle without `trust`.
+    """
+    path = Path(given).expanduser()
+    if not path.exists():
+        found = "does not exist"
+    elif path.is_dir():
+        if not (path / config_file).is_file():
+            found = f"has no {config_file}"
+        elif trust or any(path.glob("*.safetensors")):
+            return path
+        else:
+            found = f"has no safetensors; {TRUST}"
+    elif path.suffix == ".safetensors" or (trust and path.suffix in PICKLES):
+        return path
+    else:
+        found = "is not a .safetensors file" + (f"; {TRUST}" if path.suffix in PICKLES else "")
+    raise InputError(f"weights: {given!r} {found}; allowed: {allowed}")
 
 
 @contextmanager

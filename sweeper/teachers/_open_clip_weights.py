@@ -46,24 +46,11 @@ def local_weights(config: Config) -> Path | None:
     """The folder or file that holds the weights; None for the hub and for random ones."""
     if not is_path(config.weights):
         return None
-    path = Path(config.weights).expanduser()
-    if not path.exists():
-        found = "does not exist"
-    elif path.is_dir():
-        if not (path / CONFIG_FILE).is_file():
-            found = f"has no {CONFIG_FILE}"
-        elif config.trust or any(path.glob("*.safetensors")):
-            return path
-        else:
-            found = f"has no safetensors; {weights.TRUST}"
-    elif path.suffix == ".safetensors" or (config.trust and path.suffix in weights.PICKLES):
-        return path
-    else:
-        found = "is not a .safetensors file" + (f"; {weights.TRUST}" if path.suffix in weights.PICKLES else "")
-    raise InputError(
-        f"weights: {config.weights!r} {found}; allowed: none, a tag of open_clip, {HUB_ID}ORG/NAME, a .safetensors "
-        f"file, or a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+    allowed = (
+        f"none, a tag of open_clip, {HUB_ID}ORG/NAME, a .safetensors file, or a folder with {CONFIG_FILE} and "
+        f"{WEIGHTS_FILE}"
     )
+    return weights.local(config.weights, CONFIG_FILE, trust=config.trust, allowed=allowed)
 
 
 def name_of(config: Config, path: Path | None) -> str:

@@ -184,24 +184,11 @@ def _local_weights(config: Config) -> Path | None:
         return None
     if config.weights.startswith(zoo.PREFIX):
         return zoo.resolve(config.weights)
-    path = Path(config.weights).expanduser()
-    if not path.exists():
-        found = "does not exist"
-    elif path.is_dir():
-        if not (path / "config.json").is_file():
-            found = "has no config.json"
-        elif config.trust or any(path.glob("*.safetensors")):
-            return path
-        else:
-            found = f"has no safetensors; {weights.TRUST}"
-    elif path.suffix == ".safetensors" or (config.trust and path.suffix in weights.PICKLES):
-        return path
-    else:
-        found = "is not a .safetensors file" + (f"; {weights.TRUST}" if path.suffix in weights.PICKLES else "")
-    raise InputError(
-        f"weights: {config.weights!r} {found}; allowed: hub, none, zoo:NAME, a .safetensors file, or a folder with "
-        "config.json and model.safetensors (timm's local-dir format)"
+    allowed = (
+        "hub, none, zoo:NAME, a .safetensors file, or a folder with config.json and model.safetensors (timm's "
+        "local-dir format)"
     )
+    return weights.local(config.weights, "config.json", trust=config.trust, allowed=allowed)
 
 
 def _from_folder(config: Config, path: Path) -> torch.nn.Module:
