@@ -276,7 +276,9 @@ def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> f
 
     from sweeper import flops, student
 
-    def make() -> Student:
-        return student.build(config.model_copy(update={"init": "random"}), num_classes, image_size, seed=0)
+    size = config.image_size or image_size
 
-    return flops.forward_flops(make, lambda model: model(torch.empty(1, 3, image_size, image_size)))
+    def make() -> Student:
+        return student.build(config.model_copy(update={"init": "random"}), num_classes, size, seed=0)
+
+    return flops.forward_flops(make, lambda model: model(torch.empty(1, 3, size, size)))

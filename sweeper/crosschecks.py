@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sweeper import registry
-from sweeper.config import TOGETHER, SweepConfig
+from sweeper.config import TOGETHER, DatasetConfig, SweepConfig
 from sweeper.domain import Domain, is_same, nearest
 from sweeper.explain import Problem, model_at
 from sweeper.losses import ONLINE
@@ -70,6 +70,23 @@ def _problems(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
     for section in ("loss.embedding", "pretrain.loss.embedding"):
         yield from _settings_without_effect(space, section)
     yield from _costs_of_nobody(space, tree)
+    yield from _students_larger_than_images(space, tree)
+
+
+def _students_larger_than_images(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:
+    """A student's own resolution is made from the dataset's, in which images are decoded once."""
+    students = [corner["student"] for corner in space.corners() if isinstance(corner.get("student"), Mapping)]
+    given = [size for one in students if isinstance(size := one.get("image_size"), int)]
+    if not given:
+        return
+    try:
+        largest = int(TypeAdapter(DatasetConfig).validate_python(tree.get("dataset")).image_size)  # type: ignore[attr-defined]
+    except ValidationError:  # which is told at the dataset
+        return
+    if max(given) > largest:
+        what = f"students of {max(given)} px cannot be made from the dataset's images of {largest} px"
+        hint = f"allowed: up to {largest}, or a larger dataset.image_size"
+        yield Problem(path="trial.student.image_size", what=what, hint=hint, is_cross=True)
 
 
 def _costs_of_nobody(space: Space, tree: Mapping[str, Any]) -> Iterator[Problem]:

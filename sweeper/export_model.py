@@ -162,16 +162,19 @@ def _is_export(folder: Path) -> bool:
 def dataset_images(store: Store, class_names: tuple[str, ...], image_size: int) -> list[Tensor]:
     """At most `NUM_REAL` images of these classes from the store, each float [3, H, W] in [0, 1]; none if it has none.
 
-    They are of validation where its first file has such; a large dataset's other files are not read.
+    They are of validation where its first file has such; a large dataset's other files are not read. A student of a
+    smaller resolution of its own is shown them as it was trained on them.
     """
+    from sweeper import views
     from sweeper.batches import image_split
 
-    for record in store.find("images", class_names=list(class_names), image_size=image_size):
+    found = [one for one in store.find("images", class_names=list(class_names)) if one.spec["image_size"] >= image_size]
+    for record in sorted(found, key=lambda record: int(record.spec["image_size"])):
         names = sorted(entry.name for entry in record.files if entry.name.endswith(".parquet"))
         if names:
             table = arrow.plain(pq.read_table(io.BytesIO(store.read_bytes(record, names[0]))))
             of_val = table.filter(pc.equal(table["split"], "val"))
             chosen = of_val if len(of_val) else table
             chosen = chosen.take(list(range(0, len(chosen), max(1, len(chosen) // NUM_REAL)))[:NUM_REAL])
-            return list(image_split(chosen, image_size).images_BCHW.float().div_(255))
+            return list(views.whole(image_split(chosen, record.spec["image_size"]).images_BCHW, image_size))
     return []

@@ -116,13 +116,15 @@ def build(config: StudentConfig, num_classes: int, image_size: int, seed: int) -
     With `init: pretrained` the classifier's weights are kept only where their number of classes is `num_classes`.
 
     Args:
-        image_size: side in pixels; architectures of a fixed input size are made for it.
+        image_size: side in pixels of the dataset's images, which the student takes unless `config` has a size of its
+            own; architectures of a fixed input size are made for it.
         seed: of the random initialisation, together with the architecture's name.
 
     Raises:
         InputError: see `check`; or timm refuses the arguments or the image size; or the weights cannot be had.
     """
     check(config)
+    image_size = config.image_size or image_size
     folder = folder_of(config.model)
     saved = read_config(folder) if folder is not None else {}
     name = f"{LOCAL_DIR}{folder}" if folder is not None else config.model

@@ -71,10 +71,11 @@ class Trainer:
         entered = time.perf_counter()
         torch.manual_seed(seed)
         self.is_first = is_first  # of two trainings
-        self.config, self.data, self.device, self.world = config, data, device, world
+        self.config, self.device, self.world = config, device, world
         recipe = config.train
         student = students.build(config.student, len(data.class_names), data.image_size, seed).to(device)
         student = student.to(memory_format=memory_format(device, recipe.precision))
+        self.data = data = replace(data, image_size=student.image_size)
         self.stream = BatchStream(
             data,
             batch_size=recipe.batch_size,

@@ -31,11 +31,19 @@ def _without_alias(value: Any) -> Any:
 
 
 class StudentConfig(Settings):
-    """A timm architecture. `init: random` trains from nothing; `pretrained` loads timm's or the folder's weights."""
+    """A timm architecture. `init: random` trains from nothing; `pretrained` loads timm's or the folder's weights.
+
+    `image_size` is the side in pixels of the views that it is trained and evaluated on, at most that of the dataset
+    (which is what it is where none is given): less costs less, and a teacher keeps its own resolution.
+    """
 
     model: str
     init: Literal["random", "pretrained"] = "random"
     model_args: dict[str, Any] = Field(default_factory=dict)
+    # Left out of what is written where it is not used: keys of runs stay what they were without it.
+    image_size: Annotated[int, Field(ge=8, le=8192)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
 
 
 class SyntheticUse(Settings):

@@ -173,6 +173,15 @@ def apply_views(images_BCHW: torch.Tensor, views_BP: torch.Tensor, size: int) ->
     return seen if views.shape[1] == len(CANONICAL) else jitter.adjust(seen, views[:, 5:])
 
 
+def whole(images_BCHW: torch.Tensor, size: int) -> torch.Tensor:
+    """The canonical view of uint8 images [B, C, H, W] as float32 [B, C, size, size] in [0, 1]."""
+    if images_BCHW.shape[-2:] == (size, size):
+        return images_BCHW.float().div_(255)
+    import torch
+
+    return apply_views(images_BCHW, torch.tensor([CANONICAL], dtype=torch.float32).expand(len(images_BCHW), -1), size)
+
+
 def _crop_sizes(
     config: ViewConfig, seed: int, keys: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -77,6 +77,12 @@ BROKEN: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("        - 2\n", "        - 3 #!\n", "trial.synthetic.ratio", ("3 is more than synthetic.sd.max_ratio, which is 2",)),
     ("        - 1\n", "        - -1 #!\n", "trial.synthetic.ratio", ("has to be at least 0; given -1",)),
     ("ratio:\n      choice:\n        - 0\n        - 1\n        - 2\n", "ratio: {uniform: [0, 1]} #!\n", "trial.synthetic.ratio", ("constant or a choice", "largest")),
+    (
+        "model: {choice: [test_resnet, test_vit]}",
+        "model: test_vit\n    image_size: {choice: [16, 48]} #!",
+        "trial.student.image_size",
+        ("students of 48 px cannot be made from the dataset's images of 32 px", "allowed: up to 32"),
+    ),
     ("  student:\n    model: {choice: [test_resnet, test_vit]}", "  student: {init: random} #!", "trial.student.model", ("is missing",)),
     ("model: {choice: [test_resnet, test_vit]}", "model: x\n    inti: random #!", "trial.student.inti", ("'init'?",)),
     (

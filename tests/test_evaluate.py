@@ -17,6 +17,8 @@ from sweeper.trial import StudentConfig
 class BrightestChannel(nn.Module):
     """Right on every colour image; remembers what it was shown."""
 
+    image_size = SIZE
+
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[int] = []
@@ -40,6 +42,18 @@ def test_every_image_counts_once(batch_size: int, sizes: list[int]) -> None:
     labels_B = split.labels_B.clone()
     labels_B[[0, 8]] = (labels_B[[0, 8]] + 1) % 3
     assert accuracy(model, ImageSplit(split.images_BCHW, labels_B), batch_size) == pytest.approx(7 / 9)
+
+
+def test_a_student_of_its_own_resolution_sees_the_whole_image_at_that() -> None:
+    class Small(BrightestChannel):
+        image_size = SIZE // 2
+
+        def forward(self, images_BCHW: torch.Tensor) -> StudentOutput:
+            assert torch.allclose(images_BCHW, nn.functional.avg_pool2d(split.images_BCHW / 255, 2), atol=1e-6)
+            return super().forward(images_BCHW)
+
+    split = colour_split(9)
+    assert accuracy(Small(), split) == 1.0
 
 
 def test_an_empty_split_has_no_accuracy() -> None:

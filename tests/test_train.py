@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
-from samples import ALL_TERMS, MemorySlot, always, trial_config, trial_data
+from samples import ALL_TERMS, SIZE, MemorySlot, always, trial_config, trial_data
+from torch.nn.functional import avg_pool2d
 
 from sweeper import checkpoints, train
 from sweeper.batches import TrialData
@@ -304,6 +306,23 @@ class TestSteps:
         outcome = run(trial_config(epochs=1, precision="bf16", loss=ALL_TERMS), TAUGHT)
         assert 0 <= outcome.accuracy_val <= 1
         assert not same(outcome, run(trial_config(epochs=1, loss=ALL_TERMS), TAUGHT))
+
+
+class TestResolution:
+    def test_a_student_may_see_less_than_the_dataset_holds(self) -> None:
+        whole = trial_config(epochs=1, loss=ALL_TERMS)
+        config = whole.model_copy(update={"student": whole.student.model_copy(update={"image_size": SIZE // 2})})
+        small, large = trainer_of(config, TAUGHT), trainer_of(whole, TAUGHT)
+        seen, other = small.stream.batch(0), large.stream.batch(0)
+        assert seen.images_BCHW.shape[-2:] == (SIZE // 2, SIZE // 2)
+        assert torch.allclose(seen.images_BCHW, avg_pool2d(other.images_BCHW, 2), atol=0.1), "of the same views"
+        assert torch.equal(seen.teacher.logits_BK, other.teacher.logits_BK), "the teacher keeps its own"
+        outcome = run(config, TAUGHT, with_test=True)
+        assert json.loads(outcome.model["config.json"])["pretrained_cfg"]["input_size"] == [3, SIZE // 2, SIZE // 2]
+        assert outcome.accuracy_test is not None
+
+    def test_what_it_is_not_asked_for_is_in_no_key(self) -> None:
+        assert "image_size" not in trial_config().student.model_dump()
 
 
 class TestMemoryFormat:
