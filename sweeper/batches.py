@@ -10,7 +10,7 @@ width.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,9 @@ import torch
 from sweeper import adapted, decoded, mapped, sources
 from sweeper.errors import RunFailed
 from sweeper.losses import COLUMNS
-from sweeper.mapped import Arrays
+from sweeper.mapped import Arrays, Filled
 from sweeper.registry import Settings
+from sweeper.shard_cache import BOUND_VARIABLE, FOLDER_VARIABLE, ShardCache
 from sweeper.sources import CachedTargets, LiveTeacher, TargetSource
 from sweeper.views import ViewConfig
 
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from sweeper.store import Record, Store
     from sweeper.teachers import Teacher
-
-
-LAYING_OUT = 2  # an array and the table that it is made from are in memory together
 
 
 def memory_free() -> int:
@@ -174,7 +172,11 @@ class DataCache:
         )
 
     def _arrays(
-        self, what: str, keys: Sequence[str], names: Sequence[str], make: Callable[[Sequence[str]], Arrays]
+        self,
+        what: str,
+        keys: Sequence[str],
+        names: Sequence[str],
+        make: Callable[[Sequence[str]], Mapping[str, decoded.Made]],
     ) -> Arrays:
         """The named arrays made from these artifacts; the ones that were read last are kept."""
         held = self._held.pop((what, *keys), {})
@@ -189,23 +191,46 @@ class DataCache:
         self._held[(what, *keys)] = held
         return held
 
-    def _pool(self, sets: Sequence[str], size: int) -> Arrays:
-        num_images = sum(self.record(key).rows or 0 for key in sets)
-        needed, free = LAYING_OUT * num_images * 3 * size**2, memory_free()
-        if needed > free:
-            raise RunFailed(
-                f"{num_images:,} images of {size} x {size} pixels take {needed / 1e9:.3g} GB of memory while they are "
-                f"laid out as arrays, once on each node, and {free / 1e9:.3g} GB are free on {socket.gethostname()}: "
-                "use a smaller dataset.image_size, or nodes with more memory"
-            )
-        images, *synthetic = (self.table(key) for key in sets)
-        return decoded.pool(images, synthetic, size)
+    def _pool(self, sets: Sequence[str], size: int) -> dict[str, decoded.Made]:
+        images, *synthetic = sets
+        index = self.table(images, ["sample_id", "label", "split"])
+        made = [self.table(key, ["sample_id", "label", "index"]) for key in synthetic]
+        return self._in_bounds(decoded.pool(index, made, lambda: self._files(sets, "train"), size))
 
     def _split(self, images: str, name: str, size: int) -> ImageSplit:
-        def make(_: Sequence[str]) -> Arrays:
-            return decoded.split(decoded.of_split(self.table(images), name), size)
+        def make(_: Sequence[str]) -> dict[str, decoded.Made]:
+            index = decoded.of_split(self.table(images, ["sample_id", "label", "split"]), name)
+            return self._in_bounds(decoded.laid_out(index, lambda: self._files([images], name), size))
 
         return _tensors(self._arrays(name, (images,), decoded.SPLIT, make))
+
+    def _files(self, sets: Sequence[str], split: str) -> Iterator[pa.Table]:
+        """Rows of one split of the images, and all synthetic ones, a file at a time."""
+        images, *synthetic = map(self.record, sets)
+        for table in self.store.tables(images, ["sample_id", "split", "image"]):
+            yield decoded.of_split(table, split)
+        for record in synthetic:
+            yield from self.store.tables(record, ["sample_id", "image"])
+
+    @staticmethod
+    def _in_bounds(made: dict[str, decoded.Made]) -> dict[str, decoded.Made]:
+        """The same, with a refusal in place of images that neither the node's cache nor its memory has room for."""
+        images = made["images"]
+        assert isinstance(images, Filled)
+
+        def fill(out: np.ndarray) -> None:
+            needed, free = out.nbytes, memory_free()
+            if needed > free and not isinstance(out, np.memmap):
+                num_images, size = out.shape[0], out.shape[-1]
+                raise RunFailed(
+                    f"{num_images:,} images of {size} x {size} pixels take {needed / 1e9:.3g} GB as arrays, once on "
+                    f"each node; on {socket.gethostname()} {free / 1e9:.3g} GB of memory are free, and its cache of "
+                    f"{ShardCache.from_environment().max_bytes / 1e9:.3g} GB has no room: raise {BOUND_VARIABLE}, "
+                    f"with {FOLDER_VARIABLE} on a disk that holds them, or use a smaller dataset.image_size"
+                )
+            images.fill(out)
+
+        return made | {"images": replace(images, fill=fill)}
 
     def _targets(self, tables: Sequence[str], sets: Sequence[str], names: Sequence[str]) -> Arrays:
         images, *synthetic = sets

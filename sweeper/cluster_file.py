@@ -3,6 +3,9 @@
     available_node_types: {<type>: {resources: {CPU: 4, GPU: 1}, max_workers: 8}}       Ray's own
     metadata: {sweeper: {<type>: {gpu: A10G, price_per_hour: 1.0}}}                     ours: Ray passes it over
 
+Ray's provider for machines of one's own, `local`, has addresses and no types; there `metadata.sweeper` says what `head`
+and `worker` have, in `resources`.
+
 Ray's schema refuses keys that it does not know; `metadata` is what it leaves to others.
 """
 
@@ -79,7 +82,8 @@ def read(path: Path) -> Cluster:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise InputError(f"--cluster {path}: can not be read as YAML: {reason}") from error
-    types = _mapping(found, "the file", path).get("available_node_types")
+    found = _with_types(_mapping(found, "the file", path), path)
+    types = found.get("available_node_types")
     types = _mapping(types, "available_node_types", path)
     head_name = found.get("head_node_type")
     if head_name not in types:
@@ -102,11 +106,42 @@ def read(path: Path) -> Cluster:
     return Cluster(path, head, tuple(workers))
 
 
-def _node(name: str, count: int, settings: Mapping[str, Any], facts: Any, path: Path) -> NodeType:
-    where = f"available_node_types.{name}.resources"
+def _with_types(found: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The file as it would be if Ray's provider `local` had node types; any other file as it is."""
+    provider = found.get("provider")
+    if not isinstance(provider, Mapping) or provider.get("type") != "local":
+        return found
+    facts = _mapping(found.get("metadata") or {}, "metadata", path).get("sweeper") or {}
+    facts = _mapping(facts, "metadata.sweeper", path)
+    strange = [name for name in facts if name not in ("head", "worker")]
+    if strange:
+        raise InputError(f"--cluster {path}: metadata.sweeper: {strange[0]!r} is none of head, worker")
+    known: dict[str, Any] = {}
+    types: dict[str, Any] = {}
+    for name in ("head", "worker"):
+        known[name] = dict(_mapping(facts.get(name) or {}, f"metadata.sweeper.{name}", path))
+        types[name] = {"resources": known[name].pop("resources", None)}
+        where = f"metadata.sweeper.{name}.resources"
+        for key, value in _resources(types[name], where, path).items():
+            _number(value, f"{where}.{key}", path)
+    workers = provider.get("worker_ips")
+    if not isinstance(workers, list):
+        raise InputError(f"--cluster {path}: provider.worker_ips: {workers!r}; allowed: a list of addresses")
+    types["worker"]["max_workers"] = len(workers)
+    ours = {"available_node_types": types, "head_node_type": "head", "metadata": {"sweeper": known}}
+    return {"max_workers": len(workers), **found, **ours}
+
+
+def _resources(settings: Mapping[str, Any], where: str, path: Path) -> Mapping[str, Any]:
     resources = settings.get("resources")
     if not isinstance(resources, Mapping) or "CPU" not in resources:
         raise InputError(f"--cluster {path}: {where}: is missing; say what a node has, such as {{CPU: 4, GPU: 1}}")
+    return resources
+
+
+def _node(name: str, count: int, settings: Mapping[str, Any], facts: Any, path: Path) -> NodeType:
+    where = f"available_node_types.{name}.resources"
+    resources = _resources(settings, where, path)
     known = f"metadata.sweeper.{name}"
     facts = _mapping(facts, known, path)
     strange = [key for key in facts if key not in ("gpu", "price_per_hour")]

@@ -5,18 +5,20 @@ Shape letters: N samples, V stored views, P parameters of a view, C channels, H 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from sweeper import views
+from sweeper.mapped import Filled
 from sweeper.sources import stored_columns
 
 if TYPE_CHECKING:
     from sweeper.mapped import Arrays
 
+Made = np.ndarray | Filled
 SPLIT = ("images", "labels")
 POOL = (*SPLIT, "keys", "num_real")
 
@@ -55,14 +57,47 @@ def in_order(synthetic: pa.Table) -> pa.Table:
     return synthetic.sort_by([("index", "ascending"), ("label", "ascending")])
 
 
-def pool(images: pa.Table, synthetic: Sequence[pa.Table], image_size: int) -> Arrays:
-    """`POOL`: the training images followed by all synthetic ones; `keys` are those of their views."""
+def laid_out(index: pa.Table, files: Callable[[], Iterable[pa.Table]], image_size: int) -> dict[str, Made]:
+    """`SPLIT` of images in the order of `index`, read file by file: their pixels are never in memory together.
+
+    Args:
+        index: `sample_id` and `label`.
+        files: `sample_id` and `image` of all of them, and maybe of others, in any order.
+
+    Raises:
+        ValueError: an image has another size, or is missing.
+    """
+    ids = index["sample_id"].to_pylist()
+
+    def fill(images_NCHW: np.ndarray) -> None:
+        position, num_found = {sample_id: i for i, sample_id in enumerate(ids)}, 0
+        for table in files():
+            place = np.array([position.get(sample_id, -1) for sample_id in table["sample_id"].to_pylist()], dtype=int)
+            rows = np.flatnonzero(place >= 0)
+            images_NCHW[place[rows]] = pixels(table["image"].take(rows), image_size)
+            num_found += len(rows)
+        if num_found != len(ids):
+            raise ValueError(f"{num_found} of {len(ids)} images are there")
+
+    images = Filled((len(ids), 3, image_size, image_size), np.dtype(np.uint8), fill)
+    return {"images": images, "labels": index["label"].to_numpy().astype(np.int64)}
+
+
+def pool(
+    images: pa.Table, synthetic: Sequence[pa.Table], files: Callable[[], Iterable[pa.Table]], image_size: int
+) -> dict[str, Made]:
+    """`POOL`: the training images followed by all synthetic ones; `keys` are those of their views.
+
+    Args:
+        images: `sample_id`, `label` and `split`.
+        synthetic: `sample_id`, `label` and `index` of each set.
+        files: as `laid_out` takes them.
+    """
     real = of_split(images, "train")
-    parts = [part.select(["sample_id", "label", "image"]) for part in (real, *map(in_order, synthetic))]
-    arrays = [split(part, image_size) for part in parts]
-    keys = [views.sample_key(sample_id) for part in parts for sample_id in part["sample_id"].to_pylist()]
+    index = pa.concat_tables([part.select(["sample_id", "label"]) for part in (real, *map(in_order, synthetic))])
+    keys = [views.sample_key(sample_id) for sample_id in index["sample_id"].to_pylist()]
     return {
-        **{name: np.concatenate([one[name] for one in arrays]) for name in SPLIT},
+        **laid_out(index, files, image_size),
         "keys": np.array(keys, dtype=np.uint64),
         "num_real": np.array([len(real)]),
     }

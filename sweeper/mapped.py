@@ -14,8 +14,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +33,26 @@ _compared: set[str] = set()  # names of files that this process has found whole
 Arrays = dict[str, np.ndarray]
 
 
-def arrays(identity: Any, names: Sequence[str], make: Callable[[Sequence[str]], Mapping[str, np.ndarray]]) -> Arrays:
+@dataclass(frozen=True)
+class Filled:
+    """An array that is written part by part, so that its file may be larger than the memory.
+
+    Attributes:
+        fill: writes every element of what it is given, a `np.memmap` or, where the cache has no room, an array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fill: Callable[[np.ndarray], None]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Filled:
+        return cls(array.shape, array.dtype, lambda out: np.copyto(out, array))
+
+
+def arrays(
+    identity: Any, names: Sequence[str], make: Callable[[Sequence[str]], Mapping[str, np.ndarray | Filled]]
+) -> Arrays:
     """The named arrays of one thing, mapped copy-on-write: writing to one changes it for this process alone.
 
     Args:
@@ -47,7 +68,7 @@ def arrays(identity: Any, names: Sequence[str], make: Callable[[Sequence[str]], 
             missing = [name for name in names if name not in found]
             made = make(missing) if missing else {}
             for name in missing:
-                found[name] = _kept(cache, files[name], np.ascontiguousarray(made[name]))
+                found[name] = _kept(cache, files[name], made[name])
     return found
 
 
@@ -79,24 +100,36 @@ def _opened(path: Path) -> np.ndarray | None:
     return array
 
 
-def _kept(cache: ShardCache, file: str, array: np.ndarray) -> np.ndarray:
-    """The array as a file of the cache, or itself where there is no room for it."""
+def _kept(cache: ShardCache, file: str, made: np.ndarray | Filled) -> np.ndarray:
+    """The array as a file of the cache, or in memory where there is no room for it."""
+    filled = Filled.of(made) if isinstance(made, np.ndarray) else made
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
-    parts = (memoryview(head.getvalue()), array.reshape(-1).view(np.uint8).data)
+    described = {"descr": np.lib.format.dtype_to_descr(filled.dtype), "fortran_order": False, "shape": filled.shape}
+    np.lib.format.write_array_header_1_0(head, described)
+    start, num_bytes = head.tell(), math.prod(filled.shape) * filled.dtype.itemsize
 
     def write(target: IO[bytes]) -> bool:
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-            target.write(part)
-        target.write(digest.digest())
+        target.write(head.getvalue())
+        target.flush()
+        if num_bytes:  # nothing cannot be mapped
+            out = np.memmap(target, filled.dtype, "r+", start, filled.shape)
+            filled.fill(out)
+            out.flush()
+        target.seek(0)
+        digest = hashlib.sha256(np.memmap(target, np.uint8, "r", shape=(start + num_bytes,)).data).digest()
+        target.seek(start + num_bytes)
+        target.write(digest)
         return True
 
-    size = sum(part.nbytes for part in parts) + _DIGEST_BYTES
-    path = cache.path(file, size, write)
+    path = cache.path(file, start + num_bytes + _DIGEST_BYTES, write)
     opened = None if path is None else _opened(path)
-    return array if opened is None else opened
+    if opened is not None:
+        return opened
+    if isinstance(made, np.ndarray):
+        return made
+    array = np.empty(made.shape, made.dtype)
+    made.fill(array)
+    return array
 
 
 @contextmanager

@@ -182,6 +182,10 @@ class Store:
             KeyError: there is no parquet file, or one lacks a column.
             RunFailed: one is gone or was changed; the artifact is forgotten, so that the next run makes it anew.
         """
+        return pa.concat_tables(self.tables(record, columns), promote_options="default")
+
+    def tables(self, record: Record, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """As `read_table`, one file at a time."""
         chosen = list(record.columns) if columns is None and record.columns else columns
         stored = None if chosen is None else [record.columns.get(name, name) for name in chosen]
         names = [entry.name for entry in record.files if entry.name.endswith(".parquet")]
@@ -189,16 +193,13 @@ class Store:
         if not names:
             raise KeyError(f"{record.kind} {record.key} has no parquet file")
         entries = {entry.name: entry for entry in record.files}
-        tables = []
         for name in names:
             with self._open(record, entries[name]) as source, pq.ParquetFile(source) as file:
                 missing = sorted(set(stored or ()) - set(file.schema_arrow.names))
                 if missing:
                     raise KeyError(f"{record.kind} {record.key}: {name} has no column {', '.join(missing)}")
                 table = self._plain(file.read(columns=stored), name)
-            tables.append(table if stored is None else table.select(stored))
-        whole = pa.concat_tables(tables, promote_options="default")
-        return whole if chosen is None else whole.rename_columns(list(chosen))
+            yield table if stored is None else table.select(stored).rename_columns(list(chosen or ()))
 
     def _plain(self, table: pa.Table, name: str) -> pa.Table:
         try:

@@ -260,16 +260,21 @@ def test_what_the_store_lacks_is_named(store: Store) -> None:
         read(store, DataRefs(images="images", synthetic=("first",), num_synthetic=7))
 
 
-def test_more_images_than_the_memory_holds_end_in_a_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_laid_out_file_by_file_in_less_memory_than_they_take(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit_images(store, {"train": 6, "val": 2, "test": 2})
-    needed = 2 * 10 * 3 * SIZE**2
     refs = DataRefs(images="images")
-    asked: Any = {"needs": frozenset(), "view_config": VIEWS, "view_seed": 0, "with_test": False}
-    monkeypatch.setattr(batches, "memory_free", lambda: needed - 1)
-    with pytest.raises(RunFailed, match=rf"10 images of {SIZE} x {SIZE} pixels.*smaller dataset.image_size, or nodes"):
-        DataCache(store).trial_data(refs, **asked)
-    monkeypatch.setattr(batches, "memory_free", lambda: needed)
-    assert len(DataCache(store).trial_data(refs, **asked).train) == 6
+    monkeypatch.setattr(batches, "memory_free", lambda: 0)
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    assert len(read(store, refs).train) == 6
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "another"))
+    monkeypatch.setenv("SWEEPER_CACHE_GB", "1e-6")
+    message = rf"6 images of {SIZE} x {SIZE} pixels take .*cache of 1e-06 GB has no room: raise SWEEPER_CACHE_GB"
+    with pytest.raises(RunFailed, match=message):
+        read(store, refs)
+    monkeypatch.setattr(batches, "memory_free", lambda: 6 * 3 * SIZE**2)
+    assert len(read(store, refs).train) == 6
 
 
 def test_the_arrays_that_were_read_last_are_kept(store: Store) -> None:

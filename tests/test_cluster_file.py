@@ -77,6 +77,52 @@ def test_the_files_own_cluster_is_read_and_has_no_price_yet() -> None:
     assert found.price(1, 1) is None
 
 
+LOCAL: dict[str, Any] = {
+    "provider": {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2", "10.0.0.3"]},
+    "metadata": {
+        "sweeper": {
+            "head": {"resources": {"CPU": 4}, "price_per_hour": 0.1},
+            "worker": {"resources": {"CPU": 8, "GPU": 2}, "gpu": "L4", "price_per_hour": 1.0},
+        }
+    },
+}
+
+
+def local(folder: Path, **changes: Any) -> Path:
+    path = folder / "local.yaml"
+    path.write_text(yaml.safe_dump({**LOCAL, **changes}, sort_keys=False))
+    return path
+
+
+def test_machines_of_ones_own_are_as_many_as_their_addresses(tmp_path: Path) -> None:
+    found = cluster_file.read(local(tmp_path))
+    assert [(node.name, node.count) for node in found.workers] == [("worker", 2)]
+    assert (found.totals, found.device) == ({"CPU": 4.0 + 2 * 8, "GPU": 2 * 2.0}, "L4")
+    assert (found.price(1, 1), found.head.price) == (pytest.approx(0.5), 0.1)
+    assert cluster_file.read(local(tmp_path, max_workers=1)).workers[0].count == 1
+    assert cluster_file.read(local(tmp_path, max_workers=9)).workers[0].count == 2  # Ray's own bound
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"metadata": {}}, "metadata.sweeper.head.resources: is missing; say what a node has"),
+        ({"metadata": {"sweeper": {"wroker": {}}}}, "metadata.sweeper: 'wroker' is none of head, worker"),
+        (
+            {"metadata": {"sweeper": {"head": {"resources": {"CPU": "many"}}}}},
+            "metadata.sweeper.head.resources.CPU: 'many'; allowed: a number",
+        ),
+        ({"provider": {"type": "local", "head_ip": "a"}}, "provider.worker_ips: None; allowed: a list of addresses"),
+    ],
+)
+def test_a_mistake_in_a_list_of_machines_is_named(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    path = local(tmp_path, **changes)
+    with pytest.raises(InputError) as caught:
+        cluster_file.read(path)
+    assert str(caught.value).startswith(f"--cluster {path}: ")
+    assert expected in str(caught.value)
+
+
 def test_ray_accepts_prices_where_they_stand() -> None:
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import validate_config
