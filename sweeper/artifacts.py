@@ -8,10 +8,11 @@ from typing import Protocol
 
 import ray
 
-from sweeper import adapt, ingest, synthesize, targets
+from sweeper import adapt, ingest, nodes, synthesize, targets
 from sweeper.errors import RunFailed
 from sweeper.lease import Leases, Tell, Times, hold, untold
 from sweeper.plan import Artifact, Plan
+from sweeper.slots import LanePlan
 from sweeper.store import Record, Store
 
 
@@ -25,7 +26,13 @@ StageView = Callable[[str, int, str], AbstractContextManager[Counter]]  # name, 
 
 
 def build(
-    plan: Plan, store: Store, stage: StageView, tell: Tell = untold, times: Times | None = None
+    plan: Plan,
+    store: Store,
+    stage: StageView,
+    tell: Tell = untold,
+    times: Times | None = None,
+    *,
+    has_gpus: bool = False,
 ) -> dict[str, Record]:
     """Build everything that is missing, in order, and return the records of all artifacts by key.
 
@@ -35,8 +42,9 @@ def build(
         stage: opens the progress bar of a stage.
         tell: a line for the user: for whom this driver waits, and what it need not do again.
         times: how soon a driver that gives no sign of life counts as dead.
+        has_gpus: each worker of a stage with a model has one, and is waited for where no node has one yet.
     """
-    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+    gpus = 1.0 if has_gpus else 0.0
     by_kind: dict[str, list[Artifact]] = {}
     for item in plan.missing(store):
         by_kind.setdefault(item.kind, []).append(item)
@@ -54,6 +62,9 @@ def build(
                 prefix, title = leases.prefix([item.key]), "images" if name is None else f"images ({name})"
                 with stage(title, item.units, "images") as counter:
                     ingest.build(store, item, dataset, index, prefix=prefix, progress=counter.advance, tell=tell)
+    if by_kind.keys() - {"images"}:
+        worker = LanePlan(1, workers=1, cpus=1, gpus=gpus)
+        nodes.wait_for("a worker with a model", worker, plan.config.resources.wait_minutes, tell)
     with held(by_kind.get("adapt", [])) as leases:
         _adapt(plan, store, [item for item in by_kind.get("adapt", ()) if item.key in leases.keys], gpus, stage)
     for item in by_kind.get("synthetic", ()):

@@ -109,11 +109,15 @@ class PretrainedCost(Settings):
 
 
 class ResourceConfig(Settings):
-    """What one lane holds. GPUs are asked for only where the cluster has any; never part of a run's identity."""
+    """What one lane holds, and how long nodes are waited for that have room for one; never part of a run's identity.
+
+    GPUs are asked for only where the cluster has any, or its autoscaler may add some.
+    """
 
     gpus_per_trial: NonNegative = 1.0
     workers_per_trial: Count = 1
     cpus_per_trial: Count = 1
+    wait_minutes: NonNegative = 30.0
 
 
 class SweepConfig(Settings):

@@ -205,6 +205,7 @@ class LaneView:
     def update(self, lane: int, trial: int | None, label: str, epoch: int, epochs: int, accuracy: float | None) -> None:
         """What a lane does now; `trial=None`: it waits, and `label` may say for what."""
         with self._lock:
+            self._num = max(self._num, lane + 1)  # nodes may join
             self._lines[lane] = (trial, label, epoch, epochs, accuracy)
 
     def earlier(self, records: Sequence[Record]) -> None:

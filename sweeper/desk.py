@@ -120,6 +120,12 @@ class Desk:
             return f"an expected gain below {config.min_gain:g} a trial"
         return ""
 
+    @property
+    def at_most(self) -> int:
+        """How many trials could run at a time from now on."""
+        left = 10**9 if self.config.trials is None else max(0, self.config.trials - self.asked)
+        return len(self.open) + (0 if self.why_ended else len(self.waiting) + left)
+
     def propose(self) -> tuple[str, TrialConfig] | None:
         """The next trial's job name and configuration, interrupted ones first; None once a budget is spent."""
         if self.why_ended:

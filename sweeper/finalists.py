@@ -209,9 +209,11 @@ def train(
     for name in runs:
         if (outcome := outcomes.get(name)) is not None:
             record(name, outcome)
+    pool.expect(len(runs) - len(race.runs))
     for name, ended in _run(jobs(), pool, on_event):
         outcomes.put(name, ended)
         record(name, ended)
+        pool.expect(len(runs) - len(race.runs))
     done = {stem: tuple(seed for seed in seeds if (stem, seed) in race.runs) for stem in racers}
     return [Raced(done[stem], racers.get(race.beaten_by.get(stem, ""))) for stem in stems]
 
@@ -223,7 +225,7 @@ def _run(
     seen = len(ray.get(pool.mailbox.events_since.remote(0)))
     waiting: dict[Any, str] = {}
     while True:
-        while len(waiting) <= pool.plan.num_lanes and (given := next(jobs, None)) is not None:
+        while len(waiting) <= pool.room and (given := next(jobs, None)) is not None:
             name, job = given
             pool.submit(name, job)
             pool.check()  # after it: lanes that give up later than this say so to all who wait

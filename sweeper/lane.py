@@ -9,19 +9,24 @@ placement group for as long as the State API does not answer.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
+from sweeper import nodes
 from sweeper.errors import RunFailed
 from sweeper.mailbox import Mailbox
+from sweeper.nodes import Shortage
 from sweeper.watchdog import STALL_S
 from sweeper.worker import Job, lane_loop, reason_of
 
@@ -31,13 +36,25 @@ if TYPE_CHECKING:
 HEALTH_CHECK_INTERVAL_S = "0.2"
 CLOSE_TIMEOUT_S = 20.0
 NODES_INTERVAL_S = 2.0
+MOST_ERRORS = 8  # of lanes that end by themselves before it is given up; a node may have taken several along
 
 
 class LanePool:
-    """The lanes of a run and their mailbox; made by `lanes`."""
+    """The lanes of a run and their mailbox; made by `lanes`.
+
+    With an elastic plan there are as many lanes as nodes have room for, at most as many as there are jobs to expect:
+    nodes that join bring lanes, an autoscaler is asked for those that are missing, and lanes that nothing is left for
+    end, so that it can take their nodes away.
+    """
 
     def __init__(
-        self, plan: LanePlan, store_uri: str, work: Path, mailbox: type[Mailbox] = Mailbox, stall_s: float = STALL_S
+        self,
+        plan: LanePlan,
+        store_uri: str,
+        work: Path,
+        mailbox: type[Mailbox] = Mailbox,
+        stall_s: float = STALL_S,
+        shortage: Shortage | None = None,
     ) -> None:
         self.plan, self.store_uri, self.work, self.stall_s = plan, store_uri, work, stall_s
         node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -45,35 +62,83 @@ class LanePool:
         )
         actor = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=node)(mailbox)
         self.mailbox = actor.remote(str(work / "checkpoints"))
-        self.threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(plan.num_lanes)]
-        self.errors: list[BaseException] = []
+        self.threads: dict[int, threading.Thread] = {}
+        self.errors: list[BaseException] = []  # with which lanes ended that should not have
+        self.lost: BaseException | None = None
         self.watch, self.closing = threading.Thread(target=self._watch, daemon=True), threading.Event()
+        self.shortage = shortage or Shortage(lambda line: None, math.inf)
+        self._expected, self._known = plan.num_lanes, set[str]()
+
+    @property
+    def room(self) -> int:
+        """How many trainings can run at a time."""
+        return max(1, len(self.threads)) if self.plan.is_elastic else self.plan.num_lanes
+
+    def expect(self, num_jobs: int) -> None:
+        """Tell that no more than so many trainings could run at a time from now on."""
+        self._expected = num_jobs
 
     def start(self) -> None:
         """Launch the lanes; they come up in the background."""
 
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-        for thread in self.threads:
-            thread.start()
+        self._follow_cluster()
         self.watch.start()
 
     def _watch(self) -> None:
-        """Tell the mailbox which nodes are alive: a lane that lost its node may wait for another one for ever."""
-        known: set[str] = set()
         while not self.closing.wait(NODES_INTERVAL_S):
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            if known - alive:
-                ray.get(self.mailbox.keep.remote(alive))
-            known = alive
+            try:
+                self._follow_cluster()
+            except RunFailed as error:
+                self._lost(error)
+                return
+
+    def _follow_cluster(self) -> None:
+        """Tell the mailbox which nodes are alive: a lane that lost its node may wait for another one for ever.
+
+        Raises:
+            RunFailed: there has been no room for any lane for too long.
+        """
+        alive = nodes.live()
+        if self._known - alive.keys():
+            ray.get(self.mailbox.keep.remote(set(alive)))
+        self._known = set(alive)
+        fits, wanted = self.plan.num_lanes, max(0, self.plan.num_lanes - len(self.errors))
+        if self.plan.is_elastic:
+            fits, wanted = self.plan.fits(alive.values()), min(wanted, self._expected)
+            nodes.ask(self.plan, wanted)
+            if fits:
+                self.shortage.is_over()
+            elif wanted:
+                self.shortage.of("a trial", self.plan, [*alive.values()])
+            if len(self.threads) > wanted:
+                ray.get(self.mailbox.retire.remote(len(self.threads) - wanted))
+        free = (number for number in itertools.count() if number not in self.threads)
+        for number in itertools.islice(free, max(0, min(wanted, fits) - len(self.threads))):
+            self.threads[number] = threading.Thread(target=self._run, args=(number,), daemon=True)
+            self.threads[number].start()
 
     def _run(self, number: int) -> None:
+        try:
+            self._trainer(number).fit()
+        except Exception as error:
+            self.errors.append(error)
+        if not self.closing.is_set():
+            self.threads.pop(number, None)
+            if len(self.errors) >= min(self.plan.num_lanes, MOST_ERRORS) and not self.threads:
+                self._lost(self.errors[-1])
+
+    def _lost(self, error: BaseException) -> None:
+        """No lane is left, and none will come."""
+        self.lost = error
+        ray.get(self.mailbox.give_up.remote())
+
+    def _trainer(self, number: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        gpus = {"GPU": self.plan.gpus} if self.plan.gpus else {}
-        per_worker: dict[str, float] = {"CPU": self.plan.cpus, **gpus}
-        trainer = TorchTrainer(
+        return TorchTrainer(
             lane_loop,
             train_loop_config={
                 "lane": str(number),
@@ -83,7 +148,7 @@ class LanePool:
                 "stall_s": self.stall_s,
             },
             scaling_config=ScalingConfig(
-                num_workers=self.plan.workers, use_gpu=self.plan.gpus > 0, resources_per_worker=per_worker
+                num_workers=self.plan.workers, use_gpu=self.plan.gpus > 0, resources_per_worker=self.plan.bundle
             ),
             run_config=RunConfig(
                 name=f"lane-{number}",
@@ -91,12 +156,6 @@ class LanePool:
                 failure_config=FailureConfig(max_failures=-1),
             ),
         )
-        try:
-            trainer.fit()
-        except Exception as error:
-            self.errors.append(error)
-            if len(self.errors) == len(self.threads):
-                ray.get(self.mailbox.give_up.remote())
 
     def submit(self, job_id: str, job: Job) -> None:
         """Queue a job; as bytes, since the mailbox's process would import torch to hold it as an object."""
@@ -104,30 +163,41 @@ class LanePool:
 
     def check(self) -> None:
         """Raise RunFailed once no lane is left."""
-        if len(self.errors) == len(self.threads):
-            raise RunFailed(f"no lane is left; the last one ended with {reason_of(self.errors[-1])}")
+        if isinstance(self.lost, RunFailed):
+            raise self.lost
+        if self.lost is not None:
+            raise RunFailed(f"no lane is left; the last one ended with {reason_of(self.lost)}")
 
     def close(self, abort: bool = False) -> None:
         """Let the lanes end and wait; `abort` leaves running jobs at their next epoch, with their checkpoints."""
         self.closing.set()
         self.watch.join(timeout=CLOSE_TIMEOUT_S)  # it asks Ray, which may be gone after this
         ray.get(self.mailbox.close.remote(abort))
-        for thread in self.threads:
-            thread.join(timeout=CLOSE_TIMEOUT_S)
+        if self.plan.is_elastic:
+            nodes.ask(self.plan, 0)
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S  # for all: a lane that waits for a node does not end
+        for thread in [*self.threads.values()]:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
         ray.kill(self.mailbox)
 
 
 @contextmanager
 def lanes(
-    plan: LanePlan, store_uri: str, work: Path, mailbox: type[Mailbox] = Mailbox, stall_s: float = STALL_S
+    plan: LanePlan,
+    store_uri: str,
+    work: Path,
+    mailbox: type[Mailbox] = Mailbox,
+    stall_s: float = STALL_S,
+    shortage: Shortage | None = None,
 ) -> Iterator[LanePool]:
     """A running pool of lanes; they end with the block.
 
     Args:
+        shortage: is told when no node has room for any lane.
         stall_s: the shortest silence of a trial after which its worker is started again (`watchdog`).
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    pool = LanePool(plan, store_uri, work, mailbox, stall_s)
+    pool = LanePool(plan, store_uri, work, mailbox, stall_s, shortage)
     pool.start()
     try:
         yield pool

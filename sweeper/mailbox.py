@@ -85,11 +85,23 @@ class Mailbox:
         The lane itself comes back where there is room for all of its workers; that may be never.
         """
         for lane in [lane for lane, own in self.nodes.items() if own - nodes]:
-            del self.nodes[lane]
-            self.incarnation[lane] += 1  # whatever its worker still says is late
+            self._leave(lane)
             if lane in self.held:
                 self.queue.appendleft(self.held.pop(lane))
         await self._wake()
+
+    async def retire(self, count: int) -> None:
+        """End so many lanes, of those that wait for a job while none waits for a lane."""
+        idle = [lane for lane in self.nodes if lane not in self.held] if not self.queue else []
+        for lane in idle[len(idle) - min(count, len(idle)) :]:
+            self._leave(lane)
+        await self._wake()
+
+    def _leave(self, lane: str) -> None:
+        """Whatever its worker still says is late."""
+        del self.nodes[lane]
+        self.incarnation[lane] += 1
+        self._log({"type": "left", "lane": lane})
 
     async def report(self, lane: str, job_id: str, report: Message) -> None:
         """One epoch is done. A lane need not wait for this to arrive: whether to go on it is told by `stopping`."""

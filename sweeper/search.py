@@ -99,9 +99,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.failure: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial, its job already in the mailbox."""
+        """The next trial, its job already in the mailbox; None while one more than there are lanes are under way."""
         self.pool.check()
         self.drain()
+        if len(self.jobs) > self.pool.room:
+            return None
         proposed = self.desk.propose()
         if proposed is None:
             return str(Searcher.FINISHED)
@@ -149,6 +151,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 elif event["type"] == "end":
                     event = {**event, **self.desk.end(name, event)}
             self.hooks.on_event(event)
+        if self.desk.open:  # when none is, finalists follow
+            self.pool.expect(self.desk.at_most)
         if events and not self.ended and self.desk.open and (why := self.desk.why_at_once):
             self.ended = why
             ray.get(self.pool.mailbox.stop_all.remote())
@@ -216,7 +220,6 @@ def run(desk: Desk, pool: LanePool, epochs: int, hooks: Hooks, work: Path, journ
                     search_alg=searcher,
                     scheduler=kind.build(scheduler, epochs, objectives=config.objectives, journal=journal),
                     num_samples=left,
-                    max_concurrent_trials=pool.plan.num_lanes + 1,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(

@@ -43,7 +43,7 @@ class Shape:
     batch_size: int
     cpus: float = 1
     gpus: float = 0
-    pool: int = 1  # workers; 0: tasks instead of a pool of actors, for work without a model to load
+    pool: int = 1  # workers at most; 0: tasks instead of a pool of actors, for work without a model to load
 
 
 def quiet() -> None:
@@ -55,11 +55,16 @@ def quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised; its log line would come besides
 
 
-def pool_size(num_rows: int, batch_size: int, *, gpus: bool) -> int:
-    """Workers for a pass: as many as the cluster has slots, but none without two batches of work of its own."""
-    totals = ray.cluster_resources()
-    slots = int(totals.get("GPU", 0)) if gpus else int(totals.get("CPU", 1))
-    return max(1, min(slots, -(-num_rows // (2 * batch_size))))
+def pool_size(num_rows: int, batch_size: int) -> int:
+    """Workers for a pass, at most: none without two batches of work of its own."""
+    return max(1, -(-num_rows // (2 * batch_size)))
+
+
+def _pool(shape: Shape, num_batches: int) -> ray.data.ActorPoolStrategy:
+    """A worker a slot to begin with; nodes that join bring more, and those that go take theirs away."""
+    most, totals = min(shape.pool, num_batches), ray.cluster_resources()
+    slots = int(totals.get("GPU", 0) if shape.gpus else totals.get("CPU", 1))
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=max(1, min(most, slots)))
 
 
 def _file_name(name_from: Sequence[Any]) -> str:
@@ -148,7 +153,7 @@ def run(
         done = source.map_batches(
             _TableWorker,
             fn_constructor_kwargs={"make": make},
-            compute=ray.data.ActorPoolStrategy(size=min(shape.pool, len(batches))),
+            compute=_pool(shape, len(batches)),
             **options,
         )
     else:

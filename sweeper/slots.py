@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sweeper.config import ResourceConfig
 
+Totals = Mapping[str, float]  # of one node or of several: how many of `CPU`, `GPU` and what else Ray counts
+
 
 @dataclass(frozen=True)
 class LanePlan:
-    """How many lanes the cluster holds, and what each takes."""
+    """How many lanes there are to be, and what each takes.
+
+    Attributes:
+        num_lanes: at most; of an elastic plan there are as many of them as the cluster holds at the time.
+        workers: processes of a lane, which may be on several nodes.
+        cpus, gpus: of each worker.
+    """
 
     num_lanes: int
     workers: int
     cpus: int
     gpus: float
+    is_elastic: bool = False
 
     @property
-    def slots(self) -> str:
-        """For the header: `2 lanes, 1 CPU each`."""
-        what = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU"
-        each = f"{self.workers} x {what}" if self.workers > 1 else what
-        return f"{self.num_lanes} lane{'s' if self.num_lanes != 1 else ''}, {each} each"
+    def bundle(self) -> dict[str, float]:
+        """What a worker takes, as Ray counts it."""
+        return {"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}
+
+    @property
+    def each(self) -> str:
+        """What a lane takes, in words: `1 CPU and 0.5 GPU`, `4 x 1 CPU`."""
+        what = described(self.bundle)
+        return f"{self.workers} x ({what})" if self.workers > 1 else what
+
+    def fits(self, nodes: Iterable[Totals]) -> int:
+        """How many lanes these nodes hold, with nothing else on them."""
+        return sum(copies(self.bundle, node) for node in nodes) // self.workers
 
 
-def plan_lanes(resources: ResourceConfig, totals: dict[str, float], most: int) -> LanePlan:
-    """Lanes that fit the cluster's resources, at least one and at most `most`.
+def described(bundle: Totals) -> str:
+    """`4 CPU and 1 GPU`."""
+    return " and ".join(f"{bundle[name]:g} {name}" for name in ("CPU", "GPU") if bundle.get(name)) or "nothing"
 
-    GPUs are asked for only where the cluster has any; without them a lane holds its CPUs alone.
+
+def copies(bundle: Totals, node: Totals) -> int:
+    """How often a node holds all of the bundle."""
+    return int(min(node.get(name, 0) // amount for name, amount in bundle.items() if amount))
+
+
+def plan_lanes(resources: ResourceConfig, totals: Totals, most: int) -> LanePlan:
+    """Lanes that fit these resources, at least one and at most `most`.
+
+    GPUs are asked for only where there are any; without them a lane holds its CPUs alone.
     """
     gpus = resources.gpus_per_trial if totals.get("GPU", 0) > 0 else 0.0
-    fits = [totals.get("CPU", 1) // (resources.cpus_per_trial * resources.workers_per_trial)]
-    if gpus:
-        fits.append(totals["GPU"] // (gpus * resources.workers_per_trial))
-    count = max(1, min(int(min(fits)), most))
-    return LanePlan(count, resources.workers_per_trial, resources.cpus_per_trial, gpus)
+    one = LanePlan(1, resources.workers_per_trial, resources.cpus_per_trial, gpus)
+    count = max(1, min(one.fits([totals]), most))
+    return LanePlan(count, one.workers, one.cpus, one.gpus)
+
+
+def elastic_lanes(resources: ResourceConfig, *, has_gpus: bool, most: int) -> LanePlan:
+    """Lanes on a cluster that others bring nodes to and take nodes from."""
+    gpus = resources.gpus_per_trial if has_gpus else 0.0
+    return LanePlan(most, resources.workers_per_trial, resources.cpus_per_trial, gpus, is_elastic=True)

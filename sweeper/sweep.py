@@ -89,7 +89,7 @@ class Sweep:
         space = self.prepared.space.space
         book = Study(folder.path / "journal.log", settings, space, self.config.seed, self.prepared.first_points)
         shared = sum(record.charge.seconds for record in self.records.values() if record.charge)
-        with self.console.lanes(self.pool.plan.num_lanes, settings.trials, self.device) as view:
+        with self.console.lanes(self.pool.room, settings.trials, self.device) as view:
             view.earlier(
                 [
                     {"trial": t.number, **{k: t.user_attrs["outcome"][k] for k in ("state", "accuracy_val")}}
@@ -162,6 +162,8 @@ class _Follow:
         lane = int(event["lane"])
         if event["type"] == "lane":
             self.view.update(lane, None, "waiting for a trial", 0, 0, None)
+        elif event["type"] == "left":
+            self.view.update(lane, None, "gone: its node was lost, or nothing was left for it", 0, 0, None)
         elif event["type"] == "report":
             name = label(event["config"]) if "config" in event else job
             self.view.update(lane, number, name, event["epoch"], event["epochs"], event["accuracy_val"])

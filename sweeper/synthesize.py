@@ -192,7 +192,7 @@ def build(
     files.report(progress, tell)
     make = partial(GeneratorWorker, store=store, prefix=files.own, job=job_of(artifact, config, teachers or {}))
     batch_rows = BATCH_ROWS * (FILTERED_BATCHES if config.filter else 1)
-    shape = Shape(batch_rows, gpus=gpus, pool=shards.pool_size(len(rows), batch_rows, gpus=gpus > 0))
+    shape = Shape(batch_rows, gpus=gpus, pool=shards.pool_size(len(rows), batch_rows))
     with files.discarded_if_spoilt():
         shards.run(rows, make, shape, progress)
         table, notes = files.read(["sample_id", *(["rejects", "accepted"] if config.filter else [])])

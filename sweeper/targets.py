@@ -276,7 +276,7 @@ def _run(
     images, rows, names = zip(*new, *old[::every], strict=True)
     table = pa.table({"images": images, "row": rows, "file": names})
     spec = replace(spec, checked_share=min(1.0, CHECKED_ROWS / (len(table) * spec.views.per_image)))
-    shape = Shape(BATCH_IMAGES, gpus=gpus, pool=shards.pool_size(len(table), BATCH_IMAGES, gpus=gpus > 0))
+    shape = Shape(BATCH_IMAGES, gpus=gpus, pool=shards.pool_size(len(table), BATCH_IMAGES))
     done = shards.run(table, partial(TargetsWorker, store=store, spec=spec), shape, progress)
     return min(float(summary["cosine"]) for summary in done)
 

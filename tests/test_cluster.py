@@ -1,57 +1,53 @@
-"""`sweeper run --address`: the small sweep on a cluster of two nodes, placed by Ray's resources alone."""
+"""`sweeper run --address`: a small sweep on a cluster of four nodes, to which one comes and from which one goes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
-from clusters import lane_workers, running
-from command_line import NOISE, finish, start
+from clusters import nodes
+from command_line import NOISE, PATIENCE_S, finish, read_to, start
 from small_sweep import write_space
 
-CLUSTER = """
-import json, sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-cluster.add_node(num_cpus=1)
-cluster.wait_for_nodes()
-raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
-print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Two nodes of one CPU each."""
-    with running(CLUSTER, tmp_path / "cluster.log") as (_, found):
-        yield found
-
-
-def test_a_sweep_on_two_nodes(cluster: dict[str, Any], tmp_path: Path, generator_folder: Path) -> None:
+def test_a_sweep_on_four_nodes_and_on_a_fifth_that_comes_while_one_goes(tmp_path: Path, generator_folder: Path) -> None:
     trial = {
         "teacher": {"choice": ["cnn", "none"]},
         "student": {"model": "test_efficientnet"},
-        "synthetic": {"source": "tiny", "ratio": {"choice": [0, 1]}, "labels": "hard"},
-        "train": {"epochs": 2, "batch_size": 16, "epoch_size": 48, "lr": 3e-3},
+        "synthetic": {"source": "tiny", "ratio": {"choice": [0, 0.5]}, "labels": "hard"},
+        "train": {"epochs": 12, "batch_size": 16, "epoch_size": 96, "lr": 3e-3},
     }
-    search = {"trials": 4, "sampler": "random"}
-    finalists = {"count": 1, "seeds": 1, "ablate": False}
-    write_space(tmp_path / "space.yaml", generator_folder, trial=trial, search=search, finalists=finalists)
-    process = start(tmp_path, "run", "space.yaml", "--address", cluster["address"])
-    seen: set[int] = set()
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        seen.update(set(lane_workers().values()) & set(cluster["raylets"]))
-        time.sleep(0.1)
-    done = finish(process, patience_s=1)
+    sections = {
+        # work for four workers in each stage
+        "dataset": {"kind": "noise", "classes": 10, "train": 900, "val": 48, "test": 48, "image_size": 16},
+        "trial": trial,
+        "search": {"trials": 16, "sampler": "random", "scheduler": {"kind": "fifo"}},
+        "finalists": {"count": 1, "seeds": 1, "ablate": False},
+    }
+    write_space(tmp_path / "space.yaml", generator_folder, **sections)
+    with nodes(tmp_path / "cluster.log", 4, head_cpus=0) as cluster:
+        process = start(tmp_path, "run", "space.yaml", "--address", cluster.address)
+        read = read_to(process, r"^synthetic images")
+        until(lambda: cluster.with_workers("MapWorker") == {0, 1, 2, 3})
+        read += read_to(process, r"^targets")
+        until(lambda: cluster.with_workers("MapWorker") == {0, 1, 2, 3})
+        read += read_to(process, r"^\[1/")
+        until(lambda: cluster.with_workers("TrainWorker") == {0, 1, 2, 3})
+        joined = cluster.add()
+        until(lambda: cluster.has_lane(joined))
+        cluster.remove(0)
+        done = finish(process)
     assert (done.stderr, done.returncode) == ("", 0)
-    assert not NOISE.search(done.stdout), NOISE.findall(done.stdout)
-    assert seen == set(cluster["raylets"]), "a lane needs a CPU and each node has one"
+    printed = read + done.stdout
+    assert not NOISE.search(printed), NOISE.findall(printed)
     (folder,) = (tmp_path / "results" / "small").iterdir()
-    assert pq.read_table(folder / "trials.parquet")["state"].to_pylist() == ["completed"] * 4
+    assert pq.read_table(folder / "trials.parquet")["state"].to_pylist() == ["completed"] * 16

@@ -278,18 +278,19 @@ def test_a_trial_that_fails_on_two_workers_is_failed_and_they_come_back(built: B
 @pytest.mark.parametrize(
     ("resources", "totals", "most", "expected"),
     [
-        ({}, {"CPU": 2}, 10, "2 lanes, 1 CPU each"),
-        ({}, {"CPU": 8, "GPU": 2}, 10, "2 lanes, 1 GPU each"),
-        ({"gpus_per_trial": 0.25}, {"CPU": 8, "GPU": 2}, 10, "8 lanes, 0.25 GPU each"),
-        ({"gpus_per_trial": 0.25}, {"CPU": 3, "GPU": 2}, 10, "3 lanes, 0.25 GPU each"),
-        ({"workers_per_trial": 2, "cpus_per_trial": 2}, {"CPU": 9}, 10, "2 lanes, 2 x 2 CPU each"),
-        ({"workers_per_trial": 4}, {"CPU": 2}, 10, "1 lane, 4 x 1 CPU each"),
-        ({}, {"CPU": 64}, 3, "3 lanes, 1 CPU each"),
-        ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, 10, "4 lanes, 1 CPU each"),
+        ({}, {"CPU": 2}, 10, "2 of 1 CPU"),
+        ({}, {"CPU": 8, "GPU": 2}, 10, "2 of 1 CPU and 1 GPU"),
+        ({"gpus_per_trial": 0.25}, {"CPU": 8, "GPU": 2}, 10, "8 of 1 CPU and 0.25 GPU"),
+        ({"gpus_per_trial": 0.25}, {"CPU": 3, "GPU": 2}, 10, "3 of 1 CPU and 0.25 GPU"),
+        ({"workers_per_trial": 2, "cpus_per_trial": 2}, {"CPU": 9}, 10, "2 of 2 x (2 CPU)"),
+        ({"workers_per_trial": 4}, {"CPU": 2}, 10, "1 of 4 x (1 CPU)"),
+        ({}, {"CPU": 64}, 3, "3 of 1 CPU"),
+        ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, 10, "4 of 1 CPU"),
     ],
 )
 def test_lanes_fit_the_cluster(resources: dict[str, Any], totals: dict[str, float], most: int, expected: str) -> None:
-    assert plan_lanes(ResourceConfig(**resources), totals, most).slots == expected
+    plan = plan_lanes(ResourceConfig(**resources), totals, most)
+    assert f"{plan.num_lanes} of {plan.each}" == expected
 
 
 def test_reason_names_the_error_and_its_place() -> None:
@@ -303,10 +304,20 @@ def test_reason_names_the_error_and_its_place() -> None:
     assert reason_of(KeyError("k")) == "KeyError: 'k'"
 
 
-def test_losing_every_lane_is_said(tmp_path: Path) -> None:
-    empty = LanePool.__new__(LanePool)
-    empty.threads, empty.errors = [object(), object()], [ValueError("first")]  # type: ignore[list-item]
-    empty.check()
-    empty.errors.append(ValueError("second"))
-    with pytest.raises(RunFailed, match="no lane is left; the last one ended with ValueError: second"):
-        empty.check()
+def test_losing_every_lane_is_said(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def fit(self) -> None:
+            raise ValueError(f"lane {self.number}")
+
+    pool = LanePool(LanePlan(2, 1, 1, 0.0), built.store.uri, tmp_path)
+    monkeypatch.setattr(pool, "_trainer", Broken)
+    pool.submit("waits", None)  # type: ignore[arg-type]
+    pool.start()
+    wait_until(lambda: pool.lost)
+    assert ray.get(pool.mailbox.next_message.remote("waits"), timeout=PATIENCE_S) == {"type": "lost"}
+    with pytest.raises(RunFailed, match="no lane is left; the last one ended with ValueError: lane [01]"):
+        pool.check()
+    pool.close()

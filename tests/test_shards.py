@@ -83,21 +83,23 @@ def test_a_users_mistake_comes_home_as_it_was_raised(
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "totals", "gpus", "expected"),
+    ("rows", "batch", "totals", "gpus", "first", "most"),
     [
-        (20, 64, {"CPU": 2}, False, 1),  # less than a batch: one worker
-        (128, 64, {"CPU": 8}, False, 1),  # two batches: a second worker's start costs more than it brings
-        (129, 64, {"CPU": 8}, False, 2),
-        (100_000, 64, {"CPU": 8}, False, 8),
-        (100_000, 64, {"CPU": 8, "GPU": 2}, True, 2),
-        (100_000, 64, {"CPU": 64}, True, 1),
+        (20, 64, {"CPU": 2}, 0, 1, 1),  # less than a batch: one worker
+        (128, 64, {"CPU": 8}, 0, 1, 1),  # two batches: a second worker's start costs more than it brings
+        (129, 64, {"CPU": 8}, 0, 2, 2),
+        (100_000, 64, {"CPU": 8}, 0, 8, 782),
+        (100_000, 64, {"CPU": 8, "GPU": 2}, 1, 2, 782),
+        (100_000, 64, {"CPU": 64}, 1, 1, 782),
     ],
 )
-def test_pool_size(
-    monkeypatch: pytest.MonkeyPatch, rows: int, batch: int, totals: dict[str, float], gpus: bool, expected: int
+def test_a_pool_begins_with_the_slots_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, rows: int, batch: int, totals: dict[str, float], gpus: int, first: int, most: int
 ) -> None:
     monkeypatch.setattr(shards.ray, "cluster_resources", lambda: totals)
-    assert shards.pool_size(rows, batch, gpus=gpus) == expected
+    shape = Shape(batch, gpus=gpus, pool=shards.pool_size(rows, batch))
+    pool = shards._pool(shape, -(-rows // batch))
+    assert (pool.min_size, pool.initial_size, pool.max_size) == (1, first, most)
 
 
 def test_fixed_lists_keep_their_rows() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from broken_losses import Config as Broken
 from broken_losses import known
-from clusters import lane_workers
+from clusters import workers
 from command_line import read_to
 from harness import Row, Sweep
 from lane_messages import events, follow
@@ -36,7 +36,7 @@ def test_a_lane_worker_that_is_killed_again_and_again(
     output = read_to(process, r"^teacher vit:")
     while line.tried < WORKER_KILLS and process.poll() is None:
         time.sleep(draw.uniform(0.5, 6))
-        for worker in list(lane_workers())[:1]:
+        for worker in list(workers("TrainWorker"))[:1]:
             line.tried += 1
             line.lost_s.append(max(0.0, time.time() - sweep.last_written()))
             os.kill(worker, signal.SIGKILL)
