@@ -52,16 +52,10 @@ def build(
     def held(items: list[Artifact]) -> AbstractContextManager[Leases]:
         return hold(store, {item.key: f"{item.kind} {item.name!r}" for item in items}, tell, times)
 
-    pools = {item.key: name for name, item in plan.pools.items()}
     for item in by_kind.get("images", ()):
-        name = pools.get(item.key)
-        dataset = plan.config.dataset if name is None else plan.config.pools[name]
-        index = plan.index if name is None else plan.pool_indexes[name]
         with held([item]) as leases:
             if leases.keys:
-                prefix, title = leases.prefix([item.key]), "images" if name is None else f"images ({name})"
-                with stage(title, item.units, "images") as counter:
-                    ingest.build(store, item, dataset, index, prefix=prefix, progress=counter.advance, tell=tell)
+                _images(plan, store, item, leases, stage, tell)
     if by_kind.keys() - {"images"}:
         worker = LanePlan(1, workers=1, cpus=1, gpus=gpus)
         nodes.wait_for("a worker with a model", worker, plan.config.resources.wait_minutes, tell)
@@ -90,6 +84,16 @@ def build(
         one = absent[0]
         raise RunFailed(f"{one.kind} {one.name!r} was built and is not in {store.uri}; does something delete it?")
     return {key: record for key, record in records.items() if record is not None}
+
+
+def _images(plan: Plan, store: Store, item: Artifact, leases: Leases, stage: StageView, tell: Tell) -> None:
+    """Those of the task, or of a pool."""
+    name = {pool.key: name for name, pool in plan.pools.items()}.get(item.key)
+    dataset = plan.config.dataset if name is None else plan.config.pools[name]
+    index = plan.index if name is None else plan.pool_indexes[name]
+    with stage("images" if name is None else f"images ({name})", item.units, "images") as counter:
+        prefix = leases.prefix([item.key])
+        ingest.build(store, item, dataset, index, prefix=prefix, progress=counter.advance, tell=tell)
 
 
 def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: StageView) -> None:

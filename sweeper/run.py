@@ -64,7 +64,7 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> TextTabl
     """The part that needs Ray, which a finished run and a user's mistake never import."""
     import ray
 
-    from sweeper import artifacts, contact_sheet, duplicates, harvest, lane, planning, reckoning, slots
+    from sweeper import artifacts, contact_sheet, duplicates, harvest, lane, nodes, planning, reckoning, slots
     from sweeper.session import session
     from sweeper.sweep import Sweep
 
@@ -83,14 +83,19 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> TextTabl
     with ExitStack() as stack:
         with console.stage("start" if options.address is None else f"join the cluster at {options.address}"):
             stack.enter_context(session(options.address, work / "ray.log"))
-        records = artifacts.build(plan, prepared.store, stage, console.message)
+        has_gpus = nodes.has_gpus(may_grow=options.address is not None)
+        records = artifacts.build(plan, prepared.store, stage, console.message, has_gpus=has_gpus)
         leaked = duplicates.across_pools(plan, prepared.store, records)
         _report(plan, records, console, leaked)
         if sheets := contact_sheet.write(prepared.folder.path, plan, prepared.store, records):
             console.message(f"to look at: {', '.join(str(path) for path in sheets)}")
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)
-        lanes = slots.plan_lanes(config.resources, ray.cluster_resources(), most)
-        with lane.lanes(lanes, prepared.store.uri, work) as pool:
+        if options.address is None:
+            lanes = slots.plan_lanes(config.resources, ray.cluster_resources(), most)
+        else:
+            lanes = slots.elastic_lanes(config.resources, has_gpus=has_gpus, most=most)
+        shortage = nodes.Shortage(console.message, config.resources.wait_minutes)
+        with lane.lanes(lanes, prepared.store.uri, work, shortage=shortage) as pool:
             sweep = Sweep(prepared, records, pool, console)
             with clock.around("search"):
                 book = sweep.search(work)
