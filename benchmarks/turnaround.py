@@ -276,8 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.trials <= plan.num_lanes:
             parser.error(f"--trials: {options.trials} trials in {plan.num_lanes} slots leave no gap to measure")
         if not options.json_only:
-            lanes = f"{plan.num_lanes} lanes of {plan.each}"
-            print(f"{options.trials} trials of {options.seconds:g} s of training, {lanes}", flush=True)
+            print(f"{options.trials} trials of {options.seconds:g} s, {plan.num_lanes} x {plan.each}", flush=True)
         lane = in_lanes(plan, job, config, store_uri, folder / "lanes", Watch)
         trainer = as_trainers(plan, job, config, store_uri, folder / "trainers", Watch)
     if len(lane.spans) != options.trials or len(trainer.spans) != options.trials:
