@@ -111,13 +111,15 @@ class PretrainedCost(Settings):
 class ResourceConfig(Settings):
     """What one lane holds, and how long nodes are waited for that have room for one; never part of a run's identity.
 
-    GPUs are asked for only where the cluster has any, or its autoscaler may add some.
+    GPUs are asked for only where the cluster has any, or its autoscaler may add some. `prices`: dollars an hour by a
+    word of the device's name (`{A10G: 1.0, L4: 0.8}`), for the hours of unlike devices.
     """
 
     gpus_per_trial: NonNegative = 1.0
     workers_per_trial: Count = 1
     cpus_per_trial: Count = 1
     wait_minutes: NonNegative = 30.0
+    prices: dict[str, Positive] = Field(default_factory=dict)
 
 
 class SweepConfig(Settings):

@@ -173,6 +173,7 @@ class Desk:
             "pretrain_seconds": event.get("pretrain_seconds", 0.0),
             "params": event.get("params", 0),
             "parts": event.get("parts", 1),
+            "device": event.get("device"),
             "curve": curve,
             "clock_seconds": self.clock() - self.began,
         }

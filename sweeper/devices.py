@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,13 +57,21 @@ def slot(device: str, *, is_here: bool) -> Slot:
     """The slot of a device by its name: `cpu`, or whatever names a GPU."""
     if device == "cpu":
         return Slot(device, is_here, RATE_CPU_FLOPS, f"{RATE_CPU_FLOPS / 1e9:g} GFLOP/s a CPU slot")
-    words = set(re.split(r"[^A-Za-z0-9]+", device.upper()))
-    known = next((name for name in PEAK_FLOPS if name in words), None)
+    known = next((name for name in PEAK_FLOPS if name in _words(device)), None)
     if known is None:
         return Slot(device, is_here, RATE_UNKNOWN_GPU_FLOPS, f"{RATE_UNKNOWN_GPU_FLOPS / 1e12:g} TFLOP/s, assumed")
     peak = PEAK_FLOPS[known]
     basis = f"an assumed {REACHED_SHARE:.0%} of the peak in {known}'s data sheet, {peak / 1e12:g} TFLOP/s"
     return Slot(device, is_here, REACHED_SHARE * peak, basis)
+
+
+def price(device: str, prices: Mapping[str, float]) -> float | None:
+    """What an hour costs on a device, by the first key that is a word of its name, in capitals or not."""
+    return next((dollars for name, dollars in prices.items() if name.upper() in _words(device)), None)
+
+
+def _words(device: str) -> set[str]:
+    return set(re.split(r"[^A-Za-z0-9]+", device.upper()))
 
 
 @cache

@@ -259,6 +259,7 @@ class Summary:
     accuracy_val: float
     accuracies_test: tuple[float, ...]
     train_seconds: float
+    trainings: tuple[tuple[str | None, float], ...]  # device and device-seconds of each
     pretrain_seconds: float  # of `train_seconds`
     epochs: int
     params: int
@@ -278,6 +279,7 @@ def summarise(entry: Entry, seeds: Sequence[int], outcomes: Outcomes) -> Summary
         accuracy_val=math.fsum(o["accuracy_val"] for _, o in found) / len(found),
         accuracies_test=tuple(o["accuracy_test"] for _, o in found),
         train_seconds=math.fsum(o["train_seconds"] for _, o in found) / len(found),
+        trainings=tuple((o.get("device"), o["train_seconds"]) for _, o in found),
         pretrain_seconds=math.fsum(pretrain_seconds(o) for _, o in found) / len(found),
         epochs=best["epochs"],
         params=best["params"],

@@ -10,13 +10,14 @@ from typing import Any
 from sweeper import adaptations, finalists, insight, report
 from sweeper.desk import candidates_of
 from sweeper.finalists import Candidate, Entry, Summary
-from sweeper.ledger import SECONDS_PER_HOUR, Charge, Cost, amortize, training_charges
+from sweeper.ledger import SECONDS_PER_HOUR, Cost, amortize
 from sweeper.plan import Plan, artifact_uses, charges
 from sweeper.racing import Reached, front_probability, winners_curse
 from sweeper.results import RunFolder
 from sweeper.retrainings import Outcomes
 from sweeper.rows import FinalRow, Record, TrialRow, mean_and_std
 from sweeper.savings import Savings, Training
+from sweeper.spent import Normaliser, all_charges
 from sweeper.store import Record as Artifact
 from sweeper.study import Study
 from sweeper.trial import TrialConfig
@@ -97,14 +98,20 @@ def write(
     on_front = {trial for trial, _ in front}
     trainings = [_training(c, o, Cost(**o["cost"])) for c, o in zip(configs, outcomes, strict=True)]
     savings = Savings(plan, trainings)
+    spent = [*all_charges(records, book, finals, device)]
+    normaliser = Normaliser(spent, plan.config.resources.prices, records)
+    extras = [
+        normaliser.columns([(o.get("device") or device, seconds)], uses)
+        for o, (seconds, uses) in zip(outcomes, shared, strict=True)
+    ]
     rows = [
-        _trial_row(trial, training, amortized, savings, trial.number in on_front, device)
-        for trial, training, amortized in zip(trials, trainings, amortize(shared), strict=True)
+        _trial_row(trial, training, amortized, savings, trial.number in on_front, device, extra)
+        for trial, training, amortized, extra in zip(trials, trainings, amortize(shared), extras, strict=True)
     ]
     folder.write_trials(rows)
     folder.write_curves([row for t, o in zip(trials, outcomes, strict=True) for row in _curve(t.number, o, front)])
-    folder.write_ledger([*charges(records.values()), *_search_charges(book, device), *_final_charges(finals, device)])
-    finished = [_final_row(final, plan, records, shared, device, savings) for final in finals]
+    folder.write_ledger(spent)
+    finished = [_final_row(final, plan, records, shared, device, savings, normaliser) for final in finals]
     finished = _with_front_probability(finished, finals, plan.config.seed)
     pareto = sorted((r for r in finished if r.role == "front"), key=lambda r: (-r.accuracy_val, r.cost.total))
     folder.write_pareto([replace(row, rank=rank) for rank, row in enumerate(pareto, 1)])
@@ -118,8 +125,8 @@ def write(
         f"{sum(row.state == 'failed' for row in rows)} failed)",
         report.WINNERS_CURSE: curse_text(finals),
     }
-    spent = math.fsum(charge.seconds for charge in charges(records.values()))
-    reasons = insight.write(folder, book, num_classes=len(plan.index.class_names), shared_seconds=spent)
+    shared_seconds = math.fsum(charge.seconds for charge in charges(records.values()))
+    reasons = insight.write(folder, book, num_classes=len(plan.index.class_names), shared_seconds=shared_seconds)
     facts |= {report.WHAT_MATTERED: reasons} if reasons else {}
     facts |= adaptations.facts(plan, records, found)
     folder.write_environment(device=device, facts=facts)
@@ -128,10 +135,16 @@ def write(
 
 
 def _trial_row(
-    trial: Any, training: Training, amortized: float, savings: Savings, is_on_front: bool, device: str
+    trial: Any,
+    training: Training,
+    amortized: float,
+    savings: Savings,
+    is_on_front: bool,
+    device: str,
+    extra: dict[str, float],
 ) -> TrialRow:
     outcome = trial.user_attrs["outcome"]
-    extra = _pretrain_hours(finalists.pretrain_seconds(outcome)) | _batch_parts(outcome)
+    extra = {**_pretrain_hours(finalists.pretrain_seconds(outcome)), **_batch_parts(outcome), **extra}
     return TrialRow(
         trial=trial.number,
         epochs=outcome["epochs"],
@@ -143,7 +156,7 @@ def _trial_row(
         config=trial.user_attrs["config"],
         on_front=is_on_front,
         extra=extra | savings.columns(training),
-        **_common(training.config, outcome["params"], device),
+        **_common(training.config, outcome["params"], outcome.get("device") or device),
     )
 
 
@@ -219,6 +232,7 @@ def _final_row(
     shared: Sequence[tuple[float, Any]],
     device: str,
     savings: Savings,
+    normaliser: Normaliser,
 ) -> FinalRow:
     entry, summary = final.entry, final.summary
     uses = artifact_uses(plan, entry.config, records)
@@ -240,9 +254,12 @@ def _final_row(
             "model_accuracy_test": summary.model_accuracy_test,
             **_pretrain_hours(summary.pretrain_seconds),
             **savings.columns(training),
+            **normaliser.columns([(one or device, seconds) for one, seconds in summary.trainings], uses),
             "model": model_name(entry) if entry.role == "front" else None,
         },
-        **_common(entry.config, summary.params, device),
+        **_common(
+            entry.config, summary.params, ", ".join(dict.fromkeys(one or device for one, _ in summary.trainings))
+        ),
     )
 
 
@@ -265,36 +282,3 @@ def _batch_parts(outcome: Mapping[str, Any]) -> dict[str, int]:
     """The column of trials whose batches did not fit the device's memory, where there are any."""
     parts = outcome.get("parts", 1)
     return {"batch_parts": parts} if parts > 1 else {}
-
-
-def _search_charges(book: Study, device: str) -> list[Charge]:
-    """Of the search, one training a trial."""
-    found: list[Charge] = []
-    for trial in book.trials():
-        config, outcome = TrialConfig.model_validate(trial.user_attrs["config"]), trial.user_attrs["outcome"]
-        key = f"trial-{trial.number:05d}"
-        found += _charges(key, config, outcome["cost"]["train"], outcome, device)
-    return found
-
-
-def _final_charges(finals: Iterable[Final], device: str) -> list[Charge]:
-    """Of the finalists and the arms, each training once: equal entries share theirs."""
-    found: dict[str, list[Charge]] = {}
-    for final in finals:
-        for seed in final.seeds:
-            key = finalists.job_name(final.entry.config, seed, final.entry.epochs)
-            outcome = final.outcomes.get(key)
-            assert outcome is not None
-            found[key] = _charges(key, final.entry.config, outcome["train_seconds"], outcome, device)
-    return [charge for charges_of_one in found.values() for charge in charges_of_one]
-
-
-def _charges(key: str, config: TrialConfig, seconds: float, outcome: Mapping[str, Any], device: str) -> list[Charge]:
-    return training_charges(
-        key,
-        seconds,
-        device,
-        outcome["epochs"],
-        pretrain_seconds=finalists.pretrain_seconds(outcome),
-        pretrain_epochs=config.pretrain.train.epochs,
-    )

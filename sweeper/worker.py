@@ -222,6 +222,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from sweeper.batches import DataCache
+    from sweeper.ledger import device_name
     from sweeper.store import Store
 
     torch.set_num_threads(settings["threads"])
@@ -252,6 +253,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
             fatal = error if num_ranks > 1 else None
         finally:
             watchdog.off()
+        outcome["device"] = device_name(device)
         _clean_up()
         if device.type == "cuda":
             torch.cuda.empty_cache()
