@@ -30,6 +30,7 @@ EVALUATION_BATCH = 256
 PROBE_S = 2.0  # a linear probe's own fit, whatever the number of images of a small task
 MOST_PROBED = 300  # images that a probe is timed on; more take as much longer as they are more
 MOST_STUDENTS = 12  # counted at 0.1 s each; of more, so many are drawn evenly
+PASSING = 0.5  # of generated images, a filter's verdict before any was seen: an assumption
 CALL_S = 2.0  # a call that is counted to take longer is timed on fewer images
 
 
@@ -87,11 +88,17 @@ class Costs:
         """Whether any student was timed on this device."""
         return any(self._measured(found) for found in self._estimates.values() if found.sort == "student")
 
+    def is_filtered(self, item: Artifact) -> bool:
+        """Whether some of what is drawn may be rejected."""
+        return item.kind == "synthetic" and getattr(self.plan.config.synthetic[item.name], "filter", None) is not None
+
     def artifact(self, item: Artifact) -> float | None:
         """Seconds to build it; None where its model can be neither timed nor counted."""
         if item.kind == "synthetic":
             drawn = self._seconds(self._generator(item.name))
-            return None if drawn is None else drawn["image"] * item.units
+            source: Any = self.plan.config.synthetic[item.name]
+            times = draws(source.filter.max_attempts) if self.is_filtered(item) else 1.0
+            return None if drawn is None else drawn["image"] * item.units * times
         config: Any = self.plan.config.teachers[item.name]
         if item.kind == "adapt" and config.adapt == "none":
             return 0.0
@@ -268,6 +275,11 @@ def _points(space: Space) -> list[TrialConfig]:
         trees = list(space.corners())
     # what cross-entropy weighs has no part in this, and is 0 at the open end of a range
     return [TrialConfig.model_validate({**tree, "loss": {**tree.get("loss", {}), "ce": 1.0}}) for tree in trees]
+
+
+def draws(max_attempts: int) -> float:
+    """Drawings of an image until one passes a filter that lets `PASSING` of them through, `max_attempts` at most."""
+    return (1 - (1 - PASSING) ** max_attempts) / PASSING
 
 
 def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> float | None:

@@ -17,7 +17,7 @@ from sweeper import place as places
 from sweeper import registry, sizes
 from sweeper.calibration import Calibration
 from sweeper.config import SweepConfig
-from sweeper.costs import PROBE_S, Costs
+from sweeper.costs import PASSING, PROBE_S, Costs
 from sweeper.ledger import SECONDS_PER_HOUR
 from sweeper.past import Past
 from sweeper.place import Place
@@ -36,6 +36,7 @@ ANYTIME_SHARE = 0.6
 LEAST_ROWS = {"synthetic": 128, "targets": 256}
 TITLES = {"adapt": "teachers"}
 UNITS = {"images": "images", "adapt": "images", "synthetic": "images", "targets": "views"}
+PASSING_NOTE = f", if {PASSING:.0%} pass the filter"
 CACHED, BEFORE, TIMED, COUNTED, UNKNOWN = "cached", "measured before", "measured", "counted", "not known"
 NO_DEVICE = ""
 WIDTH, INDENT, HARD_SPACE = 99, 13, "\xa0"
@@ -52,6 +53,7 @@ class Row:
         seconds: of devices; None where nobody knows.
         workers: that share it. start_s: until they work, on the clock.
         basis: where the seconds come from.
+        note: what they assume besides.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Row:
     workers: int = 1
     start_s: float = 0.0
     basis: str = COUNTED
+    note: str = ""
 
     @property
     def wall_s(self) -> float | None:
@@ -227,7 +230,8 @@ def _artifacts(
             seconds=None if None in seconds else math.fsum(value or 0.0 for value in seconds),
             workers=min(place.num_devices, most),
             start_s=PASS_S * passes if new else 0.0,
-            basis=_basis(new, known, seconds, costs),
+            basis=(basis := _basis(new, known, seconds, costs)),
+            note=PASSING_NOTE if basis in (TIMED, COUNTED) and costs.is_filtered(new[0]) else "",
         )
 
 

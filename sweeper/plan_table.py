@@ -30,7 +30,7 @@ def _cells(row: Row, expected: Forecast, is_priced: bool) -> tuple[str, ...]:
     wall = "0" if is_cached else _time(row.wall_s, "?") if expected.lanes is not None else "-"
     cost = "0" if is_cached else "-" if row.basis == NO_DEVICE else _dollars(expected.dollars(row.seconds))
     name = (TITLES.get(row.kind, row.kind), plain(row.name), samples, "0" if is_cached else size, seconds, wall)
-    return (*name, *([cost] if is_priced else []), row.basis)
+    return (*name, *([cost] if is_priced else []), row.basis + row.note)
 
 
 def _caption(expected: Forecast) -> str:

@@ -231,6 +231,23 @@ def test_what_is_in_the_store_costs_nothing(store: Store) -> None:
     assert list(expected(store).seconds) == ["search", "finalists"]
 
 
+@pytest.mark.parametrize(("attempts", "draws"), [(1, 1), (2, 1.5), (4, 1.875)])
+def test_half_of_what_is_filtered_is_drawn_again(store: Store, attempts: int, draws: float) -> None:
+    trial = {"synthetic": {"source": "ddpm", "ratio": {"choice": [0, 1]}}}
+
+    def seconds(**more: Any) -> tuple[float, str]:
+        ddpm = {"kind": "diffusers", "model": "zoo:generator", "steps": 5, "max_ratio": 1, **more}
+        found = expected(store, trial=trial, synthetic={"ddpm": ddpm})
+        (row,) = [row for row in found.rows if row.kind == "synthetic"]
+        return row.seconds or 0.0, row.note
+
+    plain, note = seconds()
+    assert (plain > 0, note) == (True, "")
+    judged, note = seconds(filter={"kind": "agreement", "teacher": "cnn", "max_attempts": attempts})
+    assert judged == pytest.approx(draws * plain)
+    assert note == ", if 50% pass the filter"
+
+
 def test_a_pipeline_that_is_not_on_disk_is_not_known(store: Store) -> None:
     trial = {"synthetic": {"source": "sd", "ratio": {"choice": [0, 1]}}}
     synthetic = {"sd": {"kind": "diffusers", "model": "nobody/has-this-one", "prompt": "a {label}"}}
