@@ -17,6 +17,7 @@ import numpy as np
 from sweeper import pareto
 from sweeper.config import SearchConfig
 from sweeper.ledger import SECONDS_PER_HOUR, Cost
+from sweeper.outcome import told
 from sweeper.study import Study, clock_seconds, spent_seconds
 from sweeper.trial import TrialConfig
 
@@ -29,24 +30,6 @@ CurveRow = list[float]
 def job_id(number: int) -> str:
     """The mailbox's name for trial `number` of the search."""
     return f"trial-{number:05d}"
-
-
-def told(event: Mapping[str, Any], shared_seconds: float) -> dict[str, Any]:
-    """What a scheduler hears of an epoch report.
-
-    `gpu_hours` is the projected cost of the full run: what a trial has cost so far says only how far it is.
-
-    Args:
-        shared_seconds: device-seconds of the artifacts that the trial uses.
-    """
-    first = event.get("pretrain_seconds", 0.0)
-    training = first + (event["train_seconds"] - first) / event["epoch"] * event["epochs"]
-    return {
-        "epoch": event["epoch"],
-        "accuracy": event["accuracy_val"],
-        "gpu_hours": (shared_seconds + training) / SECONDS_PER_HOUR,
-        "train_seconds": event["train_seconds"],
-    }
 
 
 @dataclass(frozen=True)

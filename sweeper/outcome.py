@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from sweeper.ledger import SECONDS_PER_HOUR
 
 
 class TrialFailed(Exception):
@@ -36,3 +40,21 @@ class Outcome:
     # epoch, accuracy on validation, loss, train_seconds; compared without, since seconds never repeat
     curve: list[tuple[int, float, float, float]] = field(default_factory=list, compare=False)
     model: dict[str, bytes] = field(default_factory=dict)
+
+
+def told(event: Mapping[str, Any], shared_seconds: float) -> dict[str, Any]:
+    """What a scheduler hears of an epoch report.
+
+    `gpu_hours` is the projected cost of the full run: what a trial has cost so far says only how far it is.
+
+    Args:
+        shared_seconds: device-seconds of the artifacts that the trial uses.
+    """
+    first = event.get("pretrain_seconds", 0.0)
+    training = first + (event["train_seconds"] - first) / event["epoch"] * event["epochs"]
+    return {
+        "epoch": event["epoch"],
+        "accuracy": event["accuracy_val"],
+        "gpu_hours": (shared_seconds + training) / SECONDS_PER_HOUR,
+        "train_seconds": event["train_seconds"],
+    }
