@@ -37,8 +37,13 @@ def collect(storage: Storage, records: Callable[[], Iterable[Record]], grace_s: 
     A build that a live builder holds, or that waits to be gone on with, is as young as its note in `pending/`.
     """
     horizon_ns = time.time_ns() - int(grace_s * 1e9)
-    # Prefixes before records: one that is committed in between is then seen as referenced.
-    staged = filter(is_staged, [f"data/{info.base_name}" for info in storage.listing("data")])
+    # Files before records: a prefix that is committed in between is then seen as referenced. All at once, because
+    # Google's filesystem lists files and no folders.
+    staged: dict[str, list[Any]] = {}
+    start = len(storage.path("data")) + 1
+    for info in storage.listing("data", recursive=True):
+        files = staged.setdefault(f"data/{info.path[start:].partition('/')[0]}", [])
+        files += [info] if info.is_file else []
     notes = [info for info in storage.listing("pending") if info.is_file]
     young = b"\n".join(
         storage.read(f"pending/{info.base_name}") or b"" for info in notes if info.mtime_ns > horizon_ns
@@ -47,10 +52,9 @@ def collect(storage: Storage, records: Callable[[], Iterable[Record]], grace_s: 
     for record in records():
         used.setdefault(record.prefix, set()).update(entry.name for entry in record.files)
     garbage: list[Garbage] = []
-    for prefix in staged:
-        if prefix in young:
+    for prefix, files in staged.items():
+        if not is_staged(prefix) or prefix in young:
             continue
-        files = [info for info in storage.listing(prefix, recursive=True) if info.is_file]
         if prefix in used:  # a rival that was taken for dead may have written more files than the record's
             start = len(storage.path(prefix)) + 1
             unused = [info for info in files if info.path[start:] not in used[prefix] and info.mtime_ns <= horizon_ns]

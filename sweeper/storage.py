@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -195,8 +196,11 @@ class Storage:
         """Delete a file, or a folder with all below it; nothing happens where there is none."""
 
         def remove() -> None:
+            path = self.path(name)
+            if folder and self.filesystem.get_file_info(path).type == fs.FileType.NotFound:
+                return  # Google's filesystem has no FileNotFoundError for it
             with suppress(FileNotFoundError):
-                (self.filesystem.delete_dir if folder else self.filesystem.delete_file)(self.path(name))
+                (self.filesystem.delete_dir if folder else self.filesystem.delete_file)(path)
 
         self.attempt(remove)
 
@@ -268,10 +272,12 @@ def sha256_of(stream: Any) -> str:
 
 
 def _impatient(filesystem: Any) -> Any:
-    """An S3 filesystem that tells of a failure soon and once: `Storage` is patient for it, and knows for how long."""
-    if not isinstance(filesystem, fs.S3FileSystem):
+    """A filesystem that tells of a failure soon and once: `Storage` is patient for it, and knows for how long."""
+    if filesystem.type_name not in ("s3", "gcs"):
         return filesystem
     _, (options,) = filesystem.__reduce__()  # the only way to learn what the URI and the environment said
+    if filesystem.type_name == "gcs":  # its own limit is 15 minutes
+        return type(filesystem)(**{**options, "retry_time_limit": timedelta(seconds=CONNECT_TIMEOUT_S)})
     return fs.S3FileSystem(
         **{**options, "connect_timeout": CONNECT_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S},
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),

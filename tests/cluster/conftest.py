@@ -18,8 +18,8 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from checkouts import REPOSITORY, checkout
 
-REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "cluster"
 CONFIG: dict[str, Any] = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
 REGION = CONFIG["provider"]["region"]
@@ -172,17 +172,6 @@ def roles(aws: Aws) -> None:
         iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
         for name, document in policies.items():
             iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=json.dumps(document))
-
-
-def checkout(folder: Path) -> Path:
-    """The tracked parts that the cluster file mounts, without what other tests write into the tree meanwhile."""
-    ignore = shutil.ignore_patterns("__pycache__")
-    local = [path for path in CONFIG["file_mounts"].values() if not path.startswith("~")]
-    for name in [*local, "cluster"]:
-        source = REPOSITORY / name
-        folder.mkdir(exist_ok=True)
-        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder)
-    return folder
 
 
 def environment(aws: Aws, folder: Path, home: Path) -> dict[str, str]:

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-TEXT = (Path(__file__).parents[2] / "cluster" / "gcp.yaml").read_text()
+CLUSTER = Path(__file__).parents[2] / "cluster"
+TEXT = (CLUSTER / "gcp.yaml").read_text()
 CONFIG: dict[str, Any] = yaml.safe_load(TEXT.replace("PROJECT", "a-project"))
 NODE_TYPES = CONFIG["available_node_types"]
 ZONE = CONFIG["provider"]["availability_zone"]
@@ -61,7 +62,10 @@ class Google:
             return {"projectId": "a-project", "email": f"ray-autoscaler-sa-v1{ACCOUNT}"}
         if "/serviceAccounts/" in path:
             return None
-        if path.endswith(("/operations/done", "setIamPolicy", "setCommonInstanceMetadata")) or method == "DELETE":
+        if (
+            path.endswith(("/operations/done", "setIamPolicy", "setLabels", "setCommonInstanceMetadata"))
+            or method == "DELETE"
+        ):
             return {"name": "done", "status": "DONE"}
         if path.endswith("/instances"):
             if method == "GET":
@@ -155,6 +159,32 @@ def test_the_head_is_on_demand_and_workers_are_spot_machines_that_leave_nothing(
         f"/compute/v1/projects/a-project/zones/{ZONE}/instances/{google.instances[-1]['name']}",
         None,
     ) in google.asked
+
+
+def test_the_heads_role_allows_what_its_autoscaler_asks_for_and_no_more(google: Google, provider: Any) -> None:
+    google.asked.clear()
+    name = launch(provider, google, "gpu_t4")["name"]
+    google.instances[-1]["labelFingerprint"] = "a-fingerprint"
+    provider.set_node_tags(name, {"ray-node-status": "up-to-date"})
+    provider.terminate_node(name)
+    asked = {(method, re.sub(r"/[^/]*-compute", "/NAME", path.rpartition(ZONE)[2])) for method, path, _ in google.asked}
+    needed = {
+        ("GET", "/instances"): "compute.instances.list",
+        ("POST", "/instances"): "compute.instances.create",
+        ("POST", "/instances/NAME/setLabels"): "compute.instances.setLabels",
+        ("DELETE", "/instances/NAME"): "compute.instances.delete",
+        ("GET", "/operations/done"): "compute.zoneOperations.get",
+    }
+    assert asked == set(needed)
+    readme = (CLUSTER / "README.md").read_text().replace("\\\n", "")
+    (granted,) = re.findall(r"roles create sweeperHead .* --permissions (\S+)", readme)
+    # What creating an instance asks for besides, by Google's reference of instances.insert; `get` is Ray's second try.
+    with_it = {"disks.create", "subnetworks.use", "subnetworks.useExternalIp", "instances.setServiceAccount"}
+    assert set(granted.split(",")) == {
+        *needed.values(),
+        "compute.instances.get",
+        *(f"compute.{each}" for each in with_it),
+    }
 
 
 def test_no_node_gets_the_mighty_account_that_ray_makes(google: Google, provider: Any) -> None:

@@ -19,6 +19,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from sweeper import cluster_file, nodes
+
 CLUSTER = Path(__file__).parents[2] / "cluster"
 MANIFESTS: dict[tuple[str, str], dict[str, Any]] = {
     (found["kind"], found["metadata"]["name"]): found
@@ -27,6 +29,7 @@ MANIFESTS: dict[tuple[str, str], dict[str, Any]] = {
 CUSTOM = [MANIFESTS["RayCluster", "sweeper"], MANIFESTS["RayJob", "sweeper-run"]]
 RAY_CLUSTER = CUSTOM[0]["spec"]
 HEAD = RAY_CLUSTER["headGroupSpec"]["template"]["spec"]
+MOUNTS = HEAD["containers"][0]["volumeMounts"]
 (GROUP,) = RAY_CLUSTER["workerGroupSpecs"]
 WORKER = GROUP["template"]["spec"]
 
@@ -108,9 +111,23 @@ def test_what_the_pods_name_is_there() -> None:
         account = MANIFESTS["ServiceAccount", pod["serviceAccountName"]]
         assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].endswith(":role/sweeper-pod")
     assert MANIFESTS["ServiceAccount", WORKER["serviceAccountName"]]["automountServiceAccountToken"] is False
-    (volume,) = HEAD["volumes"]
-    assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in MANIFESTS
-    assert volume["name"] == HEAD["containers"][0]["volumeMounts"][0]["name"]
+    results, sizes = HEAD["volumes"]
+    assert ("PersistentVolumeClaim", results["persistentVolumeClaim"]["claimName"]) in MANIFESTS
+    assert ("ConfigMap", sizes["configMap"]["name"]) in MANIFESTS
+    assert [volume["name"] for volume in (results, sizes)] == [mount["name"] for mount in MOUNTS]
+
+
+def test_a_run_on_the_head_knows_the_workers_that_the_autoscaler_may_add(tmp_path: Path) -> None:
+    (told,) = MANIFESTS["ConfigMap", "sweeper-nodes"]["data"].values()
+    path = tmp_path / nodes.LAUNCHERS_FILE
+    assert MOUNTS[1]["mountPath"] == f"/home/ray/{path.name}"
+    path.write_text(told)
+    found = cluster_file.read(path)
+    (worker,) = found.workers
+    limits, head = (pod["containers"][0]["resources"]["limits"] for pod in (WORKER, HEAD))
+    assert (worker.name, worker.count) == (GROUP["groupName"], GROUP["maxReplicas"])
+    assert (worker.cpus, worker.gpus) == (float(limits["cpu"]), float(limits["nvidia.com/gpu"]))
+    assert found.head.cpus == float(head["cpu"])
 
 
 def test_the_job_runs_a_file_of_the_image_on_this_cluster_and_keeps_results_on_the_volume() -> None:
@@ -122,5 +139,4 @@ def test_the_job_runs_a_file_of_the_image_on_this_cluster_and_keeps_results_on_t
     assert "WORKDIR /home/ray/sweeper\n" in (CLUSTER / "Dockerfile").read_text()
     assert (CLUSTER.parent / space.relative_to("/home/ray/sweeper")).exists()
     options = dict(zip(words[3::2], words[4::2], strict=True))
-    mount = HEAD["containers"][0]["volumeMounts"][0]["mountPath"]
-    assert options == {"--address": "auto", "--store": "s3://BUCKET/sweeper", "--results": mount}
+    assert options == {"--address": "auto", "--store": "s3://BUCKET/sweeper", "--results": MOUNTS[0]["mountPath"]}
