@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sweeper import __version__, cli_models
+from sweeper import __version__, cli_cluster, cli_models, interrupt
 from sweeper.errors import users_error
 
 if TYPE_CHECKING:
     from sweeper.prepared import Options
-
-INTERRUPTED = 130
 
 
 class _Verbs(click.Group):
@@ -24,22 +22,28 @@ class _Verbs(click.Group):
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
-            again = " ".join(sys.argv[1:])
-            _fail(f"interrupted; everything finished is kept: `sweeper {again}` goes on from here", INTERRUPTED)
+            _interrupted()
         except Exception as error:
             known = users_error(error)
+            if interrupt.was_asked() and (known is None or known.exit_status != interrupt.STATUS):
+                _interrupted()  # whatever broke on the way out
             if known is None:
                 raise
-            _fail(str(known), known.exit_status)
+            _say(str(known))
+            raise SystemExit(known.exit_status) from None
 
 
-def _fail(message: str, status: int) -> NoReturn:
+def _interrupted() -> NoReturn:
+    _say(f"interrupted; everything finished is kept: `sweeper {' '.join(sys.argv[1:])}` goes on from here")
+    interrupt.leave()
+
+
+def _say(message: str) -> None:
     from sweeper.console import Console
 
     console = Console()
     for line in message.splitlines():
         console.error(line)
-    raise SystemExit(status)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -175,6 +179,10 @@ def compare(first: str, second: str, results: str) -> None:
         console.message(f"{path}: {left} | {right}")
 
 
+main.add_command(cli_cluster.submit)
+main.add_command(cli_cluster.attach)
+main.add_command(cli_cluster.down)
+main.add_command(cli_cluster.work)
 main.add_command(cli_models.export)
 main.add_command(cli_models.predict)
 

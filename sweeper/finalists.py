@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from sweeper import pareto
+from sweeper import interrupt, pareto
 from sweeper.config import Direction, Objective
 from sweeper.errors import RunFailed
 from sweeper.fingerprint import fingerprint
@@ -225,6 +225,7 @@ def _run(
     seen = len(ray.get(pool.mailbox.events_since.remote(0)))
     waiting: dict[Any, str] = {}
     while True:
+        interrupt.look()
         while len(waiting) <= pool.room and (given := next(jobs, None)) is not None:
             name, job = given
             pool.submit(name, job)

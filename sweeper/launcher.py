@@ -77,13 +77,12 @@ def up(path: Path) -> None:
     Raises:
         RunFailed: it could not.
     """
-    from sweeper.session import keep_token_private
-
-    keep_token_private()
-    if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
-        _ray("get-auth-token", "--generate", stdout=subprocess.DEVNULL)  # the head and its clients share it
+    if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:  # the head and its clients share one
+        _ray("get-auth-token", "--generate", stdout=subprocess.DEVNULL, umask=0o077)  # Ray would let everybody read it
     if _ray("up", "-y", path).returncode:
-        raise RunFailed(f"{path}: `ray up` failed; mend what it says, and end what it started with `sweeper down {path}`")
+        raise RunFailed(
+            f"{path}: `ray up` failed; mend what it says, and end what it started with `sweeper down {path}`"
+        )
 
 
 def down(path: Path) -> None:

@@ -24,7 +24,7 @@ _FIRST, _LAST = "rungs.jsonl", "done.json"
 
 
 class Mirror:
-    """Files of `folder` below `prefix` of a store. Hidden ones (scratch, locks, halves of files) stay where they are."""
+    """Files of `folder` below `prefix` of a store. Hidden ones (scratch, locks, halves) stay where they are."""
 
     def __init__(self, storage: Storage, prefix: str, folder: Path) -> None:
         self.storage, self.prefix, self.folder = storage, prefix, folder

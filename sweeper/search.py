@@ -22,7 +22,7 @@ from ray.tune.error import TuneError
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
-from sweeper import registry
+from sweeper import interrupt, registry
 from sweeper.desk import Desk
 from sweeper.errors import RunFailed
 from sweeper.lane import LanePool
@@ -95,6 +95,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
         What goes wrong in it goes wrong each time from then on: Tune passes over an error while it ends a trial.
         """
+        interrupt.look()
         try:
             if self.failure is None:
                 self._drain()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ import ray
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
+from sweeper import interrupt
 from sweeper.errors import InputError
 
 logger = logging.getLogger("sweeper.ray")
@@ -138,5 +137,4 @@ def _connect(address: str | None) -> None:
         where = f"--address {address}" if address else "this machine"
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{where}: Ray could not be reached or started: {reason}") from error
-    if threading.current_thread() is threading.main_thread():  # a plain `kill` ends a run as Ctrl-C does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt.listen()  # after Ray, which has a handler of its own

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from sweeper import staged
+from sweeper import interrupt, staged
 from sweeper.errors import SweeperError
 from sweeper.fingerprint import fingerprint
 from sweeper.store import Store
@@ -160,6 +160,7 @@ def run(
         done = source.map_batches(lambda batch: _TableWorker(make)(batch), **options)
     summaries: list[Summary] = []
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        interrupt.look()
         for summary in batch.to_pylist():
             if summary.get(REFUSAL) is not None:
                 raise pickle.loads(summary[REFUSAL])

@@ -24,6 +24,7 @@ def test_a_sweep_on_four_nodes_and_on_a_fifth_that_comes_while_one_goes(tmp_path
         "teacher": {"choice": ["cnn", "none"]},
         "student": {"model": "test_efficientnet"},
         "synthetic": {"source": "tiny", "ratio": {"choice": [0, 0.5]}, "labels": "hard"},
+        "loss": {"kl": {"weight": 1.0}},
         "train": {"epochs": 12, "batch_size": 16, "epoch_size": 96, "lr": 3e-3},
     }
     sections = {

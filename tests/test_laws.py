@@ -18,33 +18,35 @@ FAMILIES = {"datasets", "teachers", "generators", "filters", "losses", "schedule
 
 # From the top down: a module imports from its own layer and from those below it. A folder stands for all in it.
 LAYERS: tuple[set[str], ...] = (
-    {"cli", "cli_models", "zoo.make", "zoo._classifiers", "zoo._diffusion"},  # zoo.make is a script of its own
+    {"__main__", "cli", "cli_cluster", "cli_models"}
+    | {"zoo.make", "zoo._classifiers", "zoo._diffusion"},  # a script of its own
     {"rehearsal", "hub_stand_in", "run", "sweep", "prepared", "pairs", "artifacts", "harvest", "savings", "insight"}
-    | {"session", "adaptations", "contact_sheet", "planning", "reckoning"},
+    | {"spent", "submission", "on_head", "jobs", "launcher", "session", "adaptations", "contact_sheet", "planning", "reckoning"},
     {"search", "desk", "study", "proposals", "samplers", "results", "archive", "report", "rows", "provenance"}
-    | {"export_model", "model_card", "figures", "importance", "progress"},
-    {"lane", "worker", "watchdog", "occupancy", "mailbox", "finalists", "retrainings"},
+    | {"submitted", "export_model", "model_card", "figures", "importance", "progress"},
+    {"lane", "worker", "watchdog", "occupancy", "mailbox", "finalists", "retrainings", "nodes", "lane_trial"},
     {"train", "gradient", "objective", "averaging", "checkpoints"}
     | {"forecast", "plan_table", "costs", "past", "sizes", "calibration", "timing", "place"},
     {"targets", "synthesize", "sieve", "ingest", "duplicates", "adapt", "adapted", "probe", "shards", "staged"}
     | {"batches", "sources", "student", "predict", "onnx_export", "architecture", "evaluate"}
     | {"feeding", "placement", "mapped", "decoded"},
-    {"plan", "store", "lease", "garbage", "record", "shard_cache", "spacefile", "crosschecks", "explain"}
+    {"plan", "store", "mirror", "lease", "garbage", "record", "shard_cache", "spacefile", "crosschecks", "explain"}
     | {"config", "trial", "slots"},
     FAMILIES,
     {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs"}
     | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "devices", "taps"}
     | {"zoo", "cluster_file", "jitter", "storage", "sections", "weights"},
-    {"pixels", "console", "tables", "findings", "tally", "journals", "files", "arrow", "redact", "wording", "errors"},
+    {"pixels", "console", "tables", "findings", "tally", "journals", "files", "arrow", "redact", "wording", "errors"}
+    | {"interrupt"},
 )  # fmt: skip
 
 # Where a library may be imported: module names, or folders for all in them.
 HOMES = {
     "ray.data": {"ingest", "synthesize", "targets", "shards", "datasets"},
     "ray.train": {"lane", "worker"},
-    "ray.tune": {"search", "schedulers"},
+    "ray.tune": {"search", "lane_trial", "schedulers"},
     "ray": {"lane", "worker", "search", "run", "artifacts", "session", "ingest", "synthesize", "targets", "shards"}
-    | {"finalists"},
+    | {"finalists", "jobs", "nodes", "lane_trial"},
     "optuna": {"search", "insight", "study", "proposals", "samplers", "importance"},
     "timm": {"teachers", "student", "architecture", "zoo"},
     "open_clip": {"teachers"},
