@@ -318,6 +318,6 @@ def test_losing_every_lane_is_said(built: Built, tmp_path: Path, monkeypatch: py
     pool.start()
     wait_until(lambda: pool.lost)
     assert ray.get(pool.mailbox.next_message.remote("waits"), timeout=PATIENCE_S) == {"type": "lost"}
-    with pytest.raises(RunFailed, match="no lane is left; the last one ended with ValueError: lane [01]"):
+    with pytest.raises(RunFailed, match=r"no lane is left; the last one ended with ValueError: lane [01]"):
         pool.check()
     pool.close()

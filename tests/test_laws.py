@@ -21,7 +21,8 @@ LAYERS: tuple[set[str], ...] = (
     {"__main__", "cli", "cli_cluster", "cli_models"}
     | {"zoo.make", "zoo._classifiers", "zoo._diffusion"},  # a script of its own
     {"rehearsal", "hub_stand_in", "run", "sweep", "prepared", "pairs", "artifacts", "harvest", "savings", "insight"}
-    | {"spent", "submission", "on_head", "jobs", "launcher", "session", "adaptations", "contact_sheet", "planning", "reckoning"},
+    | {"session", "adaptations", "contact_sheet", "planning", "reckoning", "spent"}
+    | {"submission", "on_head", "jobs", "launcher"},
     {"search", "desk", "study", "proposals", "samplers", "results", "archive", "report", "rows", "provenance"}
     | {"submitted", "export_model", "model_card", "figures", "importance", "progress"},
     {"lane", "worker", "watchdog", "occupancy", "mailbox", "finalists", "retrainings", "nodes", "lane_trial"},

@@ -123,6 +123,7 @@ def test_no_secret_is_in_what_the_cluster_lists(
 # ---------------------------------------------------------------------------------------------- other ends
 
 
+@pytest.mark.slow  # three jobs
 def test_a_run_that_fails_on_the_head_gives_its_message_and_exit_status(user: Laptop) -> None:
     space = user.write("fails.yaml", name="fails", dataset=NOWHERE)
     done = user.sweeper(*user.submit(space))
@@ -229,6 +230,7 @@ def calls(user: Laptop) -> list[list[str]]:
     return [json.loads(line) for line in (user.folder / "calls.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow  # another head
 def test_a_cluster_is_brought_up_reached_through_a_tunnel_and_taken_down(user: Laptop, launcher: Laptop) -> None:
     """The whole path: `ray up`, a job through a tunnel, no `down` until it is stopped (from elsewhere), `ray down`."""
     cluster = "a $(touch pwned) cluster's.yaml"
