@@ -52,30 +52,23 @@ def build(
     def held(items: list[Artifact]) -> AbstractContextManager[Leases]:
         return hold(store, {item.key: f"{item.kind} {item.name!r}" for item in items}, tell, times)
 
+    def wait_for(what: str, gpus: float) -> None:
+        nodes.wait_for(what, LanePlan(1, workers=1, cpus=1, gpus=gpus), plan.config.resources.wait_minutes, tell)
+
+    if by_kind:
+        wait_for("a worker", 0.0)
     for item in by_kind.get("images", ()):
         with held([item]) as leases:
             if leases.keys:
                 _images(plan, store, item, leases, stage, tell)
     if by_kind.keys() - {"images"}:
-        worker = LanePlan(1, workers=1, cpus=1, gpus=gpus)
-        nodes.wait_for("a worker with a model", worker, plan.config.resources.wait_minutes, tell)
+        wait_for("a worker with a model", gpus)
     with held(by_kind.get("adapt", [])) as leases:
         _adapt(plan, store, [item for item in by_kind.get("adapt", ()) if item.key in leases.keys], gpus, stage)
     for item in by_kind.get("synthetic", ()):
         with held([item]) as leases:
             if leases.keys:
-                prefix, config = leases.prefix([item.key]), plan.config.synthetic[item.name]
-                with stage(f"synthetic images ({item.name})", item.units, "images") as counter:
-                    synthesize.build(
-                        store,
-                        item,
-                        config,
-                        teachers=plan.config.teachers,
-                        prefix=prefix,
-                        gpus=gpus,
-                        progress=counter.advance,
-                        tell=tell,
-                    )
+                _synthetic(plan, store, item, leases, gpus, stage, tell)
     with held(by_kind.get("targets", [])) as leases:
         _targets(plan, store, leases, gpus, stage, tell)
     records = {item.key: store.get(item.key) for item in plan.artifacts()}
@@ -110,6 +103,23 @@ def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: 
             done, waiting = ray.wait(waiting, num_returns=1)
             ray.get(done)
             counter.advance()
+
+
+def _synthetic(
+    plan: Plan, store: Store, item: Artifact, leases: Leases, gpus: float, stage: StageView, tell: Tell
+) -> None:
+    """One part of a source's images."""
+    with stage(f"synthetic images ({item.name})", item.units, "images") as counter:
+        synthesize.build(
+            store,
+            item,
+            plan.config.synthetic[item.name],
+            teachers=plan.config.teachers,
+            prefix=leases.prefix([item.key]),
+            gpus=gpus,
+            progress=counter.advance,
+            tell=tell,
+        )
 
 
 def _targets(plan: Plan, store: Store, leases: Leases, gpus: float, stage: StageView, tell: Tell) -> None:
