@@ -71,12 +71,15 @@ def select(
     for candidate, is_on in zip(ranked, on_front(ranked, objectives), strict=True):
         if is_on:
             front.setdefault(_stem(candidate.config, candidate.epochs), candidate)
+
+    def hours(of: Sequence[Candidate]) -> list[float]:
+        return [c.gpu_hours if "gpu_hours" in objectives else 0.0 for c in of]
+
     near: list[Candidate] = []
     if "accuracy" in objectives:
-        hours = [c.gpu_hours if "gpu_hours" in objectives else 0.0 for c in ranked]
-        near = [ranked[i] for i in sorted(near_ties([c.accuracy_val for c in ranked], hours, num_val))]
+        near = [ranked[i] for i in sorted(near_ties([c.accuracy_val for c in ranked], hours(ranked), num_val))]
     points = list(front.values())
-    accuracies, costs = [c.accuracy_val for c in points], [c.gpu_hours for c in points]
+    accuracies, costs = [c.accuracy_val for c in points], hours(points)
     chosen = [points[i] for i in spread(accuracies, costs, count - count // 3)]
     if (few := len(_others(chosen, near))) < count // 3:
         chosen = [points[i] for i in spread(accuracies, costs, count - few)]
@@ -84,8 +87,9 @@ def select(
     return [Entry("front", c.trial, c.config, c.epochs, c.accuracy_val) for c in chosen]
 
 
-def _best_first(candidate: Candidate) -> tuple[float, float, int, int]:
-    return (-candidate.accuracy_val, candidate.gpu_hours, candidate.trial, candidate.epochs)
+def _best_first(candidate: Candidate) -> tuple[float, int, int]:
+    """Of equals the one with fewer epochs: what the clock says has no part in what is retrained, unless it is asked."""
+    return (-candidate.accuracy_val, candidate.epochs, candidate.trial)
 
 
 def _others(chosen: Sequence[Candidate], more: Sequence[Candidate]) -> list[Candidate]:
