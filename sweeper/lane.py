@@ -66,6 +66,7 @@ class LanePool:
         self.errors: list[BaseException] = []  # with which lanes ended that should not have
         self.lost: BaseException | None = None
         self.watch, self.closing = threading.Thread(target=self._watch, daemon=True), threading.Event()
+        self.demand = nodes.Demand()
         self.shortage = shortage or Shortage(lambda line: None, math.inf)
         self._expected, self._known = plan.num_lanes, set[str]()
 
@@ -107,7 +108,7 @@ class LanePool:
         fits, wanted = self.plan.num_lanes, max(0, self.plan.num_lanes - len(self.errors))
         if self.plan.is_elastic:
             fits, wanted = self.plan.fits(alive.values()), min(wanted, self._expected)
-            nodes.ask(self.plan, wanted)
+            self.demand.set(self.plan, max(0, wanted - fits))
             if fits:
                 self.shortage.is_over()
             elif wanted:
@@ -173,8 +174,7 @@ class LanePool:
         self.closing.set()
         self.watch.join(timeout=CLOSE_TIMEOUT_S)  # it asks Ray, which may be gone after this
         ray.get(self.mailbox.close.remote(abort))
-        if self.plan.is_elastic:
-            nodes.ask(self.plan, 0)
+        self.demand.set(self.plan, 0)
         deadline = time.monotonic() + CLOSE_TIMEOUT_S  # for all: a lane that waits for a node does not end
         for thread in [*self.threads.values()]:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ray
-from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from sweeper import cluster_file
 from sweeper.errors import InputError, RunFailed
@@ -21,7 +21,7 @@ from sweeper.slots import LanePlan, Totals, described
 LAUNCHERS_FILE = "ray_bootstrap_config.yaml"  # in the home of the account that `ray up` used
 TOLD_AFTER_S = 20.0  # a node that is about to join needs no words
 LOOK_INTERVAL_S = 1.0
-MOST_ASKED = 1_000  # bundles of one request
+MOST_ASKED = 64  # at a time; more as these come
 
 Tell = Callable[[str], None]
 
@@ -47,9 +47,28 @@ def has_gpus(*, may_grow: bool) -> bool:
     return any(node.get("GPU", 0) > 0 for node in nodes)
 
 
-def ask(plan: LanePlan, count: int) -> None:
-    """Ask the autoscaler, where there is one, for room for so many of these; it stands until another one is asked."""
-    request_resources(bundles=[plan.bundle] * min(MOST_ASKED, count * plan.workers))
+class Demand:
+    """Room that an autoscaler is asked for: placement groups that nobody uses.
+
+    `ray.autoscaler.sdk.request_resources` would do as well, and stands until somebody takes it back: where this driver
+    is killed, its nodes would be kept, and paid for, without end. Placement groups go with their driver.
+    """
+
+    def __init__(self) -> None:
+        self._groups: list[PlacementGroup] = []
+
+    def set(self, plan: LanePlan, count: int) -> None:
+        """Ask for so many that are not there yet; room that has come is given free for whom it was asked for."""
+        for group in [group for group in self._groups if group.wait(0)]:
+            self._drop(group)
+        for group in self._groups[count:]:
+            self._drop(group)
+        while len(self._groups) < min(count, MOST_ASKED):
+            self._groups.append(placement_group([plan.bundle] * plan.workers, strategy="PACK"))
+
+    def _drop(self, group: PlacementGroup) -> None:
+        self._groups.remove(group)
+        remove_placement_group(group)
 
 
 class Shortage:
@@ -89,11 +108,14 @@ def wait_for(what: str, plan: LanePlan, minutes: float, tell: Tell) -> None:
     Raises:
         RunFailed: none has come in so many minutes.
     """
-    shortage = Shortage(tell, minutes)
-    while not plan.fits(nodes := [*live().values()]):
-        ask(plan, 1)
-        shortage.of(what, plan, nodes)
-        time.sleep(LOOK_INTERVAL_S)
+    shortage, demand = Shortage(tell, minutes), Demand()
+    try:
+        while not plan.fits(nodes := [*live().values()]):
+            demand.set(plan, 1)
+            shortage.of(what, plan, nodes)
+            time.sleep(LOOK_INTERVAL_S)
+    finally:
+        demand.set(plan, 0)
     shortage.is_over()
 
 
