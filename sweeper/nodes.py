@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from sweeper import cluster_file
 from sweeper.errors import InputError, RunFailed
@@ -59,8 +59,9 @@ class Demand:
 
     def set(self, plan: LanePlan, count: int) -> None:
         """Ask for so many that are not there yet; room that has come is given free for whom it was asked for."""
-        for group in [group for group in self._groups if group.wait(0)]:
-            self._drop(group)
+        for group in [*self._groups]:
+            if placement_group_table(group)["state"] == "CREATED":
+                self._drop(group)
         for group in self._groups[count:]:
             self._drop(group)
         while len(self._groups) < min(count, MOST_ASKED):
