@@ -164,6 +164,7 @@ with jobs.Jobs(sys.argv[1], lambda line: print("told:", line, flush=True)) as cl
 """
 
 
+@pytest.mark.slow  # another run of minutes on a loaded machine
 def test_a_lost_connection_is_taken_up_again_where_it_was(user: Laptop) -> None:
     proxy, go_on = Proxy(int(user.address.rpartition(":")[2])), user.folder / "go-on"
     process = start(user.folder, f"http://127.0.0.1:{proxy.port}", str(go_on), code=FOLLOWER, more=user.more)
