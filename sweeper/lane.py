@@ -108,7 +108,9 @@ class LanePool:
         fits, wanted = self.plan.num_lanes, max(0, self.plan.num_lanes - len(self.errors))
         if self.plan.is_elastic:
             fits, wanted = self.plan.fits(alive.values()), min(wanted, self._expected)
-            self.demand.set(self.plan, max(0, wanted - fits))
+            # Lanes that are on their way come first: a group that asks for more would take their room.
+            is_settled = ray.get(self.mailbox.present.remote()) >= min(wanted, fits)
+            self.demand.set(self.plan, max(0, wanted - fits) if is_settled else 0)
             if fits:
                 self.shortage.is_over()
             elif wanted:

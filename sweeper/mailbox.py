@@ -90,6 +90,10 @@ class Mailbox:
                 self.queue.appendleft(self.held.pop(lane))
         await self._wake()
 
+    async def present(self) -> int:
+        """How many lanes are there."""
+        return len(self.nodes)
+
     async def retire(self, count: int) -> None:
         """End so many lanes, of those that wait for a job while none waits for a lane."""
         idle = [lane for lane in self.nodes if lane not in self.held] if not self.queue else []

@@ -1,4 +1,4 @@
-"""`sweeper run --address`: a small sweep on a cluster of four nodes, to which one comes and from which one goes."""
+"""`sweeper run --address`: a small sweep on two nodes; and on four, to which one comes and from which one goes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from clusters import nodes
 from command_line import NOISE, PATIENCE_S, finish, read_to, start
 from small_sweep import write_space
@@ -19,13 +20,38 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def test_a_sweep_on_two_nodes(tmp_path: Path, generator_folder: Path) -> None:
+    trial = {
+        "teacher": {"choice": ["cnn", "none"]},
+        "student": {"model": "test_efficientnet"},
+        "loss": {"kl": {"weight": 1.0}},
+        "train": {"epochs": 2, "batch_size": 16, "epoch_size": 48, "lr": 3e-3},
+    }
+    search = {"trials": 4, "sampler": "random"}
+    finalists = {"count": 1, "seeds": 1, "ablate": False}
+    write_space(tmp_path / "space.yaml", generator_folder, trial=trial, search=search, finalists=finalists)
+    with nodes(tmp_path / "cluster.log", 2, head_cpus=0) as cluster:
+        process, seen = start(tmp_path, "run", "space.yaml", "--address", cluster.address), set[int]()
+        deadline = time.monotonic() + PATIENCE_S
+        while process.poll() is None and time.monotonic() < deadline:
+            seen |= cluster.with_workers("TrainWorker")
+            time.sleep(0.1)
+        done = finish(process, patience_s=1)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert not NOISE.search(done.stdout), NOISE.findall(done.stdout)
+    assert seen == {0, 1}, "a lane needs a CPU and each node has one"
+    (folder,) = (tmp_path / "results" / "small").iterdir()
+    assert pq.read_table(folder / "trials.parquet")["state"].to_pylist() == ["completed"] * 4
+
+
+@pytest.mark.slow  # three minutes and more: on two cores four lanes come up one after the other
 def test_a_sweep_on_four_nodes_and_on_a_fifth_that_comes_while_one_goes(tmp_path: Path, generator_folder: Path) -> None:
     trial = {
         "teacher": {"choice": ["cnn", "none"]},
         "student": {"model": "test_efficientnet"},
         "synthetic": {"source": "tiny", "ratio": {"choice": [0, 0.5]}, "labels": "hard"},
         "loss": {"kl": {"weight": 1.0}},
-        "train": {"epochs": 12, "batch_size": 16, "epoch_size": 96, "lr": 3e-3},
+        "train": {"epochs": 48, "batch_size": 16, "epoch_size": 96, "lr": 3e-3},
     }
     sections = {
         # work for four workers in each stage
