@@ -116,7 +116,7 @@ def in_lanes(plan: LanePlan, job: Job, config: SweepConfig, store_uri: str, work
 
     from sweeper import search
     from sweeper.desk import Desk
-    from sweeper.lane import lanes
+    from sweeper.lane import LanePool
     from sweeper.ledger import Cost
     from sweeper.space import Space
     from sweeper.study import Study
@@ -127,7 +127,7 @@ def in_lanes(plan: LanePlan, job: Job, config: SweepConfig, store_uri: str, work
         lambda trial: Job(**{**vars(job), "config": trial.model_dump(mode="json")}), lambda event: None
     )
     begun = time.perf_counter()
-    with lanes(plan, store_uri, work, watch) as pool:
+    with LanePool(plan, store_uri, work, watch) as pool:
         search.run(desk, pool, CONFIG["trial"]["train"]["epochs"], hooks, work, work / "rungs.jsonl")
         events = ray.get(pool.mailbox.events_since.remote(0))
     return Side(spans(events), time.perf_counter() - begun, plan.num_lanes)

@@ -16,10 +16,9 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import ray
 
@@ -40,11 +39,15 @@ MOST_ERRORS = 8  # of lanes that end by themselves before it is given up; a node
 
 
 class LanePool:
-    """The lanes of a run and their mailbox; made by `lanes`.
+    """The lanes of a run and their mailbox: up while a `with` block runs, and ended with it.
 
     With an elastic plan there are as many lanes as nodes have room for, at most as many as there are jobs to expect:
     nodes that join bring lanes, an autoscaler is asked for those that are missing, and lanes that nothing is left for
     end, so that it can take their nodes away.
+
+    Args:
+        stall_s: the shortest silence of a trial after which its worker is started again (`watchdog`).
+        shortage: is told when no node has room for any lane.
     """
 
     def __init__(
@@ -69,6 +72,14 @@ class LanePool:
         self.demand = nodes.Demand()
         self.shortage = shortage or Shortage(lambda line: None, math.inf)
         self._expected, self._known = plan.num_lanes, set[str]()
+
+    def __enter__(self) -> Self:
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close(abort=kind is not None)
 
     @property
     def room(self) -> int:
@@ -96,7 +107,9 @@ class LanePool:
                 return
 
     def _follow_cluster(self) -> None:
-        """Tell the mailbox which nodes are alive: a lane that lost its node may wait for another one for ever.
+        """Tell the mailbox which nodes are alive, and launch the lanes that are missing.
+
+        A lane that lost its node may wait for another one for ever: its job goes to the next one that is free.
 
         Raises:
             RunFailed: there has been no room for any lane for too long.
@@ -181,29 +194,3 @@ class LanePool:
         for thread in [*self.threads.values()]:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
         ray.kill(self.mailbox)
-
-
-@contextmanager
-def lanes(
-    plan: LanePlan,
-    store_uri: str,
-    work: Path,
-    mailbox: type[Mailbox] = Mailbox,
-    stall_s: float = STALL_S,
-    shortage: Shortage | None = None,
-) -> Iterator[LanePool]:
-    """A running pool of lanes; they end with the block.
-
-    Args:
-        shortage: is told when no node has room for any lane.
-        stall_s: the shortest silence of a trial after which its worker is started again (`watchdog`).
-    """
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    pool = LanePool(plan, store_uri, work, mailbox, stall_s, shortage)
-    pool.start()
-    try:
-        yield pool
-    except BaseException:
-        pool.close(abort=True)
-        raise
-    pool.close()

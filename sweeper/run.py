@@ -95,7 +95,7 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> TextTabl
         else:
             lanes = slots.elastic_lanes(config.resources, has_gpus=has_gpus, most=most)
         shortage = nodes.Shortage(console.message, config.resources.wait_minutes)
-        with lane.lanes(lanes, prepared.store.uri, work, shortage=shortage) as pool:
+        with lane.LanePool(lanes, prepared.store.uri, work, shortage=shortage) as pool:
             sweep = Sweep(prepared, records, pool, console)
             with clock.around("search"):
                 book = sweep.search(work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,10 +59,8 @@ def plan_lanes(resources: ResourceConfig, totals: Totals, most: int) -> LanePlan
 
     GPUs are asked for only where there are any; without them a lane holds its CPUs alone.
     """
-    gpus = resources.gpus_per_trial if totals.get("GPU", 0) > 0 else 0.0
-    one = LanePlan(1, resources.workers_per_trial, resources.cpus_per_trial, gpus)
-    count = max(1, min(one.fits([totals]), most))
-    return LanePlan(count, one.workers, one.cpus, one.gpus)
+    plan = elastic_lanes(resources, has_gpus=totals.get("GPU", 0) > 0, most=most)
+    return replace(plan, num_lanes=max(1, min(plan.fits([totals]), most)), is_elastic=False)
 
 
 def elastic_lanes(resources: ResourceConfig, *, has_gpus: bool, most: int) -> LanePlan:

@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from sweeper.session import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
 
@@ -74,3 +76,12 @@ def finish(process: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> su
 def sweeper(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return finish(start(folder, *arguments))
+
+
+def wait_until(what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+    """The first true value of `what`."""
+    deadline = time.monotonic() + patience_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+    return found

@@ -95,10 +95,10 @@ def built(ray_session: None, generator_folder: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def pool(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanePool]:
     """One lane of one worker over the small sweep's store; its events and job names are shared by all tests."""
-    from sweeper.lane import lanes
+    from sweeper.lane import LanePool
     from sweeper.slots import LanePlan
 
-    with lanes(LanePlan(1, 1, 1, 0.0), built.store.uri, tmp_path_factory.mktemp("lane")) as running:
+    with LanePool(LanePlan(1, 1, 1, 0.0), built.store.uri, tmp_path_factory.mktemp("lane")) as running:
         yield running
 
 

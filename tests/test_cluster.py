@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from clusters import nodes
-from command_line import NOISE, PATIENCE_S, finish, read_to, start
+from command_line import NOISE, PATIENCE_S, finish, read_to, start, wait_until
 from small_sweep import write_space
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def test_a_sweep_on_two_nodes(tmp_path: Path, generator_folder: Path) -> None:
@@ -64,13 +56,13 @@ def test_a_sweep_on_four_nodes_and_on_a_fifth_that_comes_while_one_goes(tmp_path
     with nodes(tmp_path / "cluster.log", 4, head_cpus=0) as cluster:
         process = start(tmp_path, "run", "space.yaml", "--address", cluster.address)
         read = read_to(process, r"^synthetic images")
-        until(lambda: cluster.with_workers("MapWorker") == {0, 1, 2, 3})
+        wait_until(lambda: cluster.with_workers("MapWorker") == {0, 1, 2, 3})
         read += read_to(process, r"^targets")
-        until(lambda: cluster.with_workers("MapWorker") == {0, 1, 2, 3})
+        wait_until(lambda: cluster.with_workers("MapWorker") == {0, 1, 2, 3})
         read += read_to(process, r"^\[1/")
-        until(lambda: cluster.with_workers("TrainWorker") == {0, 1, 2, 3})
+        wait_until(lambda: cluster.with_workers("TrainWorker") == {0, 1, 2, 3})
         joined = cluster.add()
-        until(lambda: cluster.has_lane(joined))
+        wait_until(lambda: cluster.has_lane(joined))
         cluster.remove(0)
         done = finish(process)
     assert (done.stderr, done.returncode) == ("", 0)

@@ -32,9 +32,9 @@ FILE: dict[str, Any] = {
 }
 
 
-def written(folder: Path, **changes: Any) -> Path:
+def written(folder: Path, file: dict[str, Any] = FILE, **changes: Any) -> Path:
     path = folder / "cluster.yaml"
-    path.write_text(yaml.safe_dump({**FILE, **changes}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**file, **changes}, sort_keys=False))
     return path
 
 
@@ -88,19 +88,13 @@ LOCAL: dict[str, Any] = {
 }
 
 
-def local(folder: Path, **changes: Any) -> Path:
-    path = folder / "local.yaml"
-    path.write_text(yaml.safe_dump({**LOCAL, **changes}, sort_keys=False))
-    return path
-
-
 def test_machines_of_ones_own_are_as_many_as_their_addresses(tmp_path: Path) -> None:
-    found = cluster_file.read(local(tmp_path))
+    found = cluster_file.read(written(tmp_path, LOCAL))
     assert [(node.name, node.count) for node in found.workers] == [("worker", 2)]
     assert (found.totals, found.device) == ({"CPU": 4.0 + 2 * 8, "GPU": 2 * 2.0}, "L4")
     assert (found.price(1, 1), found.head.price) == (pytest.approx(0.5), 0.1)
-    assert cluster_file.read(local(tmp_path, max_workers=1)).workers[0].count == 1
-    assert cluster_file.read(local(tmp_path, max_workers=9)).workers[0].count == 2  # Ray's own bound
+    assert cluster_file.read(written(tmp_path, LOCAL, max_workers=1)).workers[0].count == 1
+    assert cluster_file.read(written(tmp_path, LOCAL, max_workers=9)).workers[0].count == 2  # Ray's own bound
 
 
 @pytest.mark.parametrize(
@@ -116,7 +110,7 @@ def test_machines_of_ones_own_are_as_many_as_their_addresses(tmp_path: Path) -> 
     ],
 )
 def test_a_mistake_in_a_list_of_machines_is_named(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
-    path = local(tmp_path, **changes)
+    path = written(tmp_path, LOCAL, **changes)
     with pytest.raises(InputError) as caught:
         cluster_file.read(path)
     assert str(caught.value).startswith(f"--cluster {path}: ")

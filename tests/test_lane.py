@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import ray
 import torch
 from broken_losses import Config as Broken
 from broken_losses import How, known
+from command_line import wait_until
 from lane_messages import PATIENCE_S, Impatient, events, follow
 from samples import MemorySlot
 from small_sweep import Built
@@ -23,7 +23,7 @@ from sweeper import train
 from sweeper.batches import DataCache
 from sweeper.config import ResourceConfig
 from sweeper.errors import RunFailed
-from sweeper.lane import LanePool, lanes
+from sweeper.lane import LanePool
 from sweeper.slots import LanePlan, plan_lanes
 from sweeper.trial import TrialConfig
 from sweeper.worker import Job, reason_of
@@ -36,15 +36,6 @@ if TYPE_CHECKING:
 def broken_is_known() -> Iterator[None]:
     with known():
         yield
-
-
-def wait_until(what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
-    """The first true value of `what`."""
-    deadline = time.monotonic() + patience_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
-    return found
 
 
 def trial(**changes: Any) -> dict[str, Any]:
@@ -197,7 +188,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_checkpoint(pool: LanePo
     long = replace(long, config=Impatient(long.config))
     pool.submit("killed", long)
     checkpoint = pool.work / "checkpoints" / "killed.pt"
-    wait_until(checkpoint.exists)
+    wait_until(checkpoint.exists, PATIENCE_S)
     worker = last_worker(pool)
     os.kill(worker["pid"], signal.SIGKILL)
     killed = follow(pool, "killed")
@@ -246,7 +237,7 @@ def test_a_lane_of_two_workers_trains_as_one_does(built: Built, tmp_path: Path) 
     """
     recipe = {"epochs": 4, "batch_size": 16, "epoch_size": 80, "lr": 3e-3}
     job = built.job(trial(student={"model": "test_vit"}, loss={"ce": 0.5, "kl": {"weight": 1.0}}, train=recipe))
-    with lanes(LanePlan(1, 2, 1, 0.0), built.store.uri, tmp_path) as two:
+    with LanePool(LanePlan(1, 2, 1, 0.0), built.store.uri, tmp_path) as two:
         two.submit("together", job)
         together = follow(two, "together")
         nodes = last_worker(two)["nodes"]
@@ -263,7 +254,7 @@ def test_a_lane_of_two_workers_trains_as_one_does(built: Built, tmp_path: Path) 
 @pytest.mark.slow  # a second group of workers
 def test_a_trial_that_fails_on_two_workers_is_failed_and_they_come_back(built: Built, tmp_path: Path) -> None:
     """The other worker waits in a collective call, so that the group has to be started again."""
-    with lanes(LanePlan(1, 2, 1, 0.0), built.store.uri, tmp_path) as two:
+    with LanePool(LanePlan(1, 2, 1, 0.0), built.store.uri, tmp_path) as two:
         two.submit("fails", built.job(trial(loss={"embedding": Broken(how="raise", after=1)})))
         two.submit("next", built.job(trial()))
         fails, after = follow(two, "fails"), follow(two, "next")
@@ -316,7 +307,7 @@ def test_losing_every_lane_is_said(built: Built, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pool, "_trainer", Broken)
     pool.submit("waits", None)  # type: ignore[arg-type]
     pool.start()
-    wait_until(lambda: pool.lost)
+    wait_until(lambda: pool.lost, PATIENCE_S)
     assert ray.get(pool.mailbox.next_message.remote("waits"), timeout=PATIENCE_S) == {"type": "lost"}
     with pytest.raises(RunFailed, match=r"no lane is left; the last one ended with ValueError: lane [01]"):
         pool.check()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from command_line import wait_until
 from ray.util import placement_group_table
 from small_sweep import Built
 
@@ -19,6 +18,7 @@ from sweeper.lane import LanePool
 from sweeper.nodes import Shortage
 from sweeper.slots import LanePlan
 
+SOON_S = 60.0
 GPU_LANE = LanePlan(4, workers=1, cpus=1, gpus=0.5, is_elastic=True)
 HEAD = {"CPU": 4.0, "memory": 1e9}
 LAUNCHERS_FILE = """
@@ -28,13 +28,6 @@ available_node_types:
 head_node_type: head
 max_workers: 8
 """
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 class TestShortage:
@@ -112,7 +105,7 @@ def test_room_that_is_asked_for_is_held_by_nobody(pool: LanePool) -> None:
     demand.set(large, 1)
     assert (groups("PENDING"), groups("REMOVED")) == (pending + 1, removed + 2)
     demand.set(LanePlan(1, 1, 1, 0.0), 2)  # for which there is room
-    until(lambda: groups("CREATED") == created + 1)
+    wait_until(lambda: groups("CREATED") == created + 1, SOON_S)
     demand.set(large, 1)
     assert (groups("PENDING"), groups("CREATED")) == (pending + 1, created)
     demand.set(large, 0)
@@ -132,20 +125,22 @@ def test_lanes_follow_the_nodes_and_the_jobs(built: Built, tmp_path: Path, monke
     try:
         assert (set(pool.threads), pool.room) == ({0}, 1)
         there["joined"] = {"CPU": 3.0, "GPU": 1.0}
-        until(lambda: set(pool.threads) == {0, 1, 2, 3})
-        until(lambda: asked[-1] == 2)  # once they are all up, an autoscaler hears of those that are missing
+        wait_until(lambda: set(pool.threads) == {0, 1, 2, 3}, SOON_S)
+        wait_until(
+            lambda: asked[-1] == 2, SOON_S
+        )  # once they are all up, an autoscaler hears of those that are missing
         there["another"] = {"CPU": 64.0}
-        until(lambda: len(pool.threads) == 6)
+        wait_until(lambda: len(pool.threads) == 6, SOON_S)
         for name in ("one", "two"):
             pool.submit(name, None)  # type: ignore[arg-type]
         events = pool.mailbox.events_since.remote
-        until(lambda: sum(event["type"] == "start" for event in ray.get(events(0))) == 2)
+        wait_until(lambda: sum(event["type"] == "start" for event in ray.get(events(0))) == 2, SOON_S)
         pool.expect(2)
-        until(lambda: len(pool.threads) == 2)
+        wait_until(lambda: len(pool.threads) == 2, SOON_S)
         held = {int(event["lane"]) for event in ray.get(events(0)) if event["type"] == "start"}
         assert set(pool.threads) == held, "only lanes without a job end"
         pool.expect(3)
-        until(lambda: len(pool.threads) == 3)
+        wait_until(lambda: len(pool.threads) == 3, SOON_S)
     finally:
         may.set()
         pool.close()

@@ -20,7 +20,7 @@ from harness import Row, Sweep
 from lane_messages import events, follow
 from small_sweep import Built
 
-from sweeper.lane import lanes
+from sweeper.lane import LanePool
 from sweeper.slots import LanePlan
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def test_a_trial_that_says_nothing_any_more_is_started_again(
     line = row("trial that hangs")
     trial = {"teacher": "cnn", "student": {"model": "test_efficientnet"}, "loss": {"ce": 0.5, "kl": {"weight": 1.0}}}
     recipe = {"epochs": 4, "batch_size": 16, "epoch_size": 48, "lr": 3e-3}
-    with known(), lanes(LanePlan(1, 1, 1, 0.0), built.store.uri, tmp_path / "work", stall_s=2.0) as pool:
+    with known(), LanePool(LanePlan(1, 1, 1, 0.0), built.store.uri, tmp_path / "work", stall_s=2.0) as pool:
         hangs = Broken(how="hang", after=8, once=str(tmp_path / "hung"))  # in its third epoch of three steps
         pool.submit("hangs", built.job({**trial, "loss": {"ce": 0.5, "embedding": hangs}, "train": recipe}))
         ended = follow(pool, "hangs")
