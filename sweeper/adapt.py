@@ -30,10 +30,10 @@ BATCH = 256
 FINE_TUNE_LR_BODY, FINE_TUNE_LR_HEAD, FINE_TUNE_DECAY, FINE_TUNE_STEPS, FINE_TUNE_BATCH = 1e-4, 1e-3, 5e-4, 300, 64
 
 
-def resized(images_BCHW: torch.Tensor, size: int) -> torch.Tensor:
-    """The canonical view of uint8 images at a teacher's own resolution, floats in [0, 1]."""
+def resized(images_BCHW: torch.Tensor, teacher: Any) -> torch.Tensor:
+    """The canonical view of uint8 images as a teacher is shown it: at its own resolution, floats in [0, 1]."""
     boxes_B5 = torch.tensor([views.CANONICAL], device=images_BCHW.device).expand(len(images_BCHW), 5)
-    return views.apply_views(images_BCHW, boxes_B5, size)
+    return views.apply_views(images_BCHW, boxes_B5, teacher.input_size, teacher.interpolation)
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def embed(teacher: Any, split: ImageSplit, device: torch.device) -> tuple[torch.
     logits: list[torch.Tensor] = []
     embeddings: list[torch.Tensor] = []
     for start in range(0, len(split), BATCH):
-        out = teacher(resized(split.images_BCHW[start : start + BATCH].to(device), teacher.input_size))
+        out = teacher(resized(split.images_BCHW[start : start + BATCH].to(device), teacher))
         embeddings.append(out.embedding_BD.float().cpu())
         if out.logits_BK is not None:
             logits.append(out.logits_BK.float().cpu())
@@ -69,7 +69,9 @@ def fine_tune(teacher: Any, split: ImageSplit, keys_N: np.ndarray, config: ViewC
     for step in range(FINE_TUNE_STEPS):
         index = rng.integers(0, len(split), FINE_TUNE_BATCH)
         views_BP = torch.from_numpy(views.draw_views(config, seed, keys_N[index], np.full(len(index), step + 1)))
-        images_BCHW = views.apply_views(split.images_BCHW[index].to(device), views_BP.to(device), teacher.input_size)
+        images_BCHW = views.apply_views(
+            split.images_BCHW[index].to(device), views_BP.to(device), teacher.input_size, teacher.interpolation
+        )
         loss = F.cross_entropy(teacher(images_BCHW).logits_BK, split.labels_B[index].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -103,12 +105,21 @@ def _place(cluster: Path | None, address: str | None) -> str | None:
     if address is not None:
         if not address.startswith(("http://", "https://")):
             raise InputError(f"--address: {address!r} is no address of a dashboard, such as http://127.0.0.1:8265")
+        if address.startswith("http://") and not _stays_here(urlsplit(address).hostname or ""):
+            click.echo(f"{address} is not encrypted: whoever sees its network reads Ray's token on it", err=True)
         return address.rstrip("/")
     if cluster is None:
         return None
     if not cluster.is_file():
         raise InputError(f"{cluster}: is no file; CLUSTER is one of Ray's launcher, such as cluster/aws.yaml")
     return str(cluster.resolve())
+
+
+def _stays_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _desk(results: str, *, quiet: bool = False, yes: bool = False) -> Desk:

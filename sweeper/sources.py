@@ -154,7 +154,7 @@ def view_targets(
 ) -> dict[str, np.ndarray]:
     """The teacher's fp16 outputs [B, width] by column, of images under their views, at its own resolution."""
     under = torch.from_numpy(np.ascontiguousarray(views_BP, dtype=np.float32)).to(device)
-    seen_BCHW = views.apply_views(images_BCHW.to(device), under, teacher.input_size)
+    seen_BCHW = views.apply_views(images_BCHW.to(device), under, teacher.input_size, teacher.interpolation)
     out = teacher(seen_BCHW, pre="pre_embedding" in columns)
     found = {"logits": out.logits_BK, "embedding": out.embedding_BD, "pre_embedding": out.pre_embedding_BD}
     return {name: found[name].half().cpu().numpy() for name in columns}
@@ -265,7 +265,8 @@ class LiveTeacher:
             views_BP = torch.from_numpy(drawn).to(device)
             student_view_BCHW = views.apply_views(sight.images_BCHW, views_BP, student_view_BCHW.shape[-1])
         with torch.no_grad(), torch.autocast(device.type, enabled=False):  # the cache is made in float32 too
-            seen_BCHW = views.apply_views(sight.images_BCHW, views_BP, self.teacher.input_size)
+            size, interpolation = self.teacher.input_size, self.teacher.interpolation
+            seen_BCHW = views.apply_views(sight.images_BCHW, views_BP, size, interpolation)
             out = self.teacher(seen_BCHW, pre="pre_embedding" in self.needs, num_maps=self.num_maps)
         return TeacherBatch(
             logits_BK=out.logits_BK,
@@ -286,7 +287,7 @@ class LiveTeacher:
             resized = (
                 pixels_BCHW
                 if pixels_BCHW.shape[-1] == size
-                else F.interpolate(pixels_BCHW, size=(size, size), mode="bicubic", antialias=True)
+                else F.interpolate(pixels_BCHW, size=(size, size), mode=self.teacher.interpolation, antialias=True)
             )
             largest = self.teacher(resized).logits_BK.amax(dim=1).sum()
             (jacobian_BCHW,) = torch.autograd.grad(largest, pixels_BCHW)

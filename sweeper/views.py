@@ -29,6 +29,8 @@ from sweeper.registry import Settings
 if TYPE_CHECKING:
     import torch
 
+    from sweeper.resample import Interpolation
+
 CANONICAL = (0.0, 0.0, 1.0, 1.0, 0.0)
 CROP_ATTEMPTS = 10  # as in torchvision: then the largest centred crop of an allowed ratio
 
@@ -145,7 +147,9 @@ def draw_views(
     return out.reshape((*shape, config.num_parameters))
 
 
-def apply_views(images_BCHW: torch.Tensor, views_BP: torch.Tensor, size: int) -> torch.Tensor:
+def apply_views(
+    images_BCHW: torch.Tensor, views_BP: torch.Tensor, size: int, interpolation: Interpolation | None = None
+) -> torch.Tensor:
     """Cut one view out of each image, resize it to `size` x `size` and jitter its colours, on the images' device.
 
     `roi_align` with aligned corners averages as many bilinear samples a pixel as the crop is larger than the output,
@@ -154,22 +158,22 @@ def apply_views(images_BCHW: torch.Tensor, views_BP: torch.Tensor, size: int) ->
     Args:
         images_BCHW: uint8, or floats in [0, 1]; three channels where colours are jittered.
         views_BP: from `draw_views`, on any device.
+        interpolation: a teacher's own, by `resample`, which takes up to three times as long; None for `roi_align`.
 
     Returns:
         float32 [B, C, size, size] in [0, 1].
     """
     import torch
-    from torchvision.ops import roi_align
+
+    from sweeper import resample
 
     pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
     views = views_BP.to(device=pixels.device, dtype=torch.float32)
-    image_height, image_width = pixels.shape[-2:]
-    top, left, height, width, flip = views[:, :5].unbind(dim=1)
-    rows = torch.arange(len(views), device=pixels.device, dtype=torch.float32)
-    edges = (left * image_width, top * image_height, (left + width) * image_width, (top + height) * image_height)
-    boxes_B5 = torch.stack([rows, *edges], dim=1)
-    crops: torch.Tensor = roi_align(pixels, boxes_B5, output_size=size, sampling_ratio=-1, aligned=True)
-    seen = torch.where(flip.bool()[:, None, None, None], crops.flip(-1), crops).clamp_(0, 1)
+    if interpolation is None:
+        crops = _sampled(pixels, views[:, :4], size)
+    else:
+        crops = resample.crops(pixels, views[:, :4], size, interpolation)
+    seen = torch.where(views[:, 4].bool()[:, None, None, None], crops.flip(-1), crops).clamp_(0, 1)
     return seen if views.shape[1] == len(CANONICAL) else jitter.adjust(seen, views[:, 5:])
 
 
@@ -180,6 +184,19 @@ def whole(images_BCHW: torch.Tensor, size: int) -> torch.Tensor:
     import torch
 
     return apply_views(images_BCHW, torch.tensor([CANONICAL], dtype=torch.float32).expand(len(images_BCHW), -1), size)
+
+
+def _sampled(pixels_BCHW: torch.Tensor, boxes_B4: torch.Tensor, size: int) -> torch.Tensor:
+    import torch
+    from torchvision.ops import roi_align
+
+    image_height, image_width = pixels_BCHW.shape[-2:]
+    top, left, height, width = boxes_B4.unbind(dim=1)
+    rows = torch.arange(len(boxes_B4), device=pixels_BCHW.device, dtype=torch.float32)
+    edges = (left * image_width, top * image_height, (left + width) * image_width, (top + height) * image_height)
+    boxes_B5 = torch.stack([rows, *edges], dim=1)
+    crops: torch.Tensor = roi_align(pixels_BCHW, boxes_B5, output_size=size, sampling_ratio=-1, aligned=True)
+    return crops
 
 
 def _crop_sizes(

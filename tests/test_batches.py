@@ -25,7 +25,6 @@ from samples import (
 )
 
 from sweeper import batches, views
-from sweeper.adapt import resized
 from sweeper.adapted import CLASSIFIER_FILE
 from sweeper.batches import DataCache, DataRefs, TeacherRefs
 from sweeper.errors import RunFailed
@@ -309,4 +308,4 @@ def test_an_artifact_that_was_made_anew_is_read_anew(store: Store) -> None:
 
 def test_the_canonical_view_is_the_image_itself() -> None:
     split = colour_split(4)
-    torch.testing.assert_close(resized(split.images_BCHW, SIZE), split.images_BCHW.float() / 255)
+    torch.testing.assert_close(views.whole(split.images_BCHW, SIZE), split.images_BCHW.float() / 255)

@@ -67,7 +67,9 @@ class Cached:
         )
         owner = [self.position[sample_id] for sample_id in table["sample_id"].to_pylist()]
         with torch.no_grad():
-            out = model(views.apply_views(self.pixels[owner], torch.from_numpy(views_RP), model.input_size))
+            out = model(
+                views.apply_views(self.pixels[owner], torch.from_numpy(views_RP), model.input_size, model.interpolation)
+            )
         live = {"logits": out.logits_BK, "embedding": out.embedding_BD}
         return {
             column: cosine_similarity(torch.from_numpy(dense(table, column)).float(), expected)

@@ -36,7 +36,7 @@ LAYERS: tuple[set[str], ...] = (
     FAMILIES,
     {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs"}
     | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "devices", "taps"}
-    | {"zoo", "cluster_file", "jitter", "storage", "sections", "weights"},
+    | {"zoo", "cluster_file", "jitter", "resample", "storage", "sections", "weights"},
     {"pixels", "console", "tables", "findings", "tally", "journals", "files", "arrow", "redact", "wording", "errors"}
     | {"interrupt"},
 )  # fmt: skip
@@ -59,7 +59,8 @@ HOMES = {
     "onnx": {"onnx_export"},
     "onnxruntime": {"onnx_export"},
 }
-WITHOUT_RAY = {"train", "objective", "losses", "views", "jitter", "taps", "student", "batches", "sources", "evaluate"}
+WITHOUT_RAY = {"train", "objective", "losses", "views", "jitter", "resample", "taps", "student", "batches", "sources"}
+WITHOUT_RAY |= {"evaluate"}
 WITHOUT_RAY |= {"feeding", "placement", "mapped", "decoded"}
 WITHOUT_RAY |= {"predict", "onnx_export", "checkpoints", "gradient", "teachers", "generators", "filters", "sieve"}
 # A clock that may be put forward or back: what it says may be written down, and tells how old garbage is.

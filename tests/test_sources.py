@@ -203,7 +203,10 @@ class TestLiveTeacher:
         assert source.map_shapes == tuple(MapShape(*m.shape[1:]) for m in told.maps)
         assert len(told.maps) == num_maps
         seen = views.apply_views(
-            colour_split(NUM).images_BCHW[index], torch.from_numpy(source.views_of(index, number)), 32
+            colour_split(NUM).images_BCHW[index],
+            torch.from_numpy(source.views_of(index, number)),
+            32,
+            teacher.interpolation,
         )
         with torch.no_grad():
             every = teacher.model.forward_intermediates(
@@ -225,7 +228,9 @@ class TestLiveTeacher:
 
         def largest_B(pixels_BCHW: torch.Tensor) -> torch.Tensor:
             if input_size != size:
-                pixels_BCHW = F.interpolate(pixels_BCHW, size=(input_size,) * 2, mode="bicubic", antialias=True)
+                pixels_BCHW = F.interpolate(
+                    pixels_BCHW, size=(input_size,) * 2, mode=teacher.interpolation, antialias=True
+                )
             logits_BK = exact(pixels_BCHW).logits_BK
             assert (logits_BK.argmax(dim=1) == logits_BK[0].argmax()).all(), "no step may change the largest one"
             return logits_BK.amax(dim=1)

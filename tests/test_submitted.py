@@ -194,6 +194,24 @@ def test_machines_of_ones_own_cost_nothing() -> None:
     assert launcher.costs(AWS.parent / "onprem.yaml") is None
 
 
+@pytest.mark.parametrize(
+    ("address", "is_told"),
+    [
+        ("http://10.0.0.7:8265", True),
+        ("http://head:8265", True),
+        ("https://head:8265", False),
+        ("http://localhost:8265", False),
+        ("http://127.0.0.1:8265", False),
+        ("http://[::1]:8265", False),
+    ],
+)
+def test_a_token_that_others_could_read_is_told_of(
+    address: str, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli_cluster._place(None, address)
+    assert ("reads Ray's token" in capsys.readouterr().err) == is_told
+
+
 def test_nobody_is_made_to_pay_without_having_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(InputError, match=r"is not up\. It would cost\. It costs money: say so with --yes"):

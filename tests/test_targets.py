@@ -73,7 +73,9 @@ def test_rows_are_unique_finite_and_what_the_teacher_says(built: Built) -> None:
         place = {sample_id: i for i, sample_id in enumerate(images["sample_id"].to_pylist())}
         pixels = image_split(images, SIZE).images_BCHW[[place[sample_id] for sample_id in ids]]
         with torch.no_grad():
-            live = teacher(views.apply_views(pixels, torch.from_numpy(boxes), teacher.input_size), pre=True)
+            live = teacher(
+                views.apply_views(pixels, torch.from_numpy(boxes), teacher.input_size, teacher.interpolation), pre=True
+            )
         outputs = {"logits": live.logits_BK, "embedding": live.embedding_BD, "pre_embedding": live.pre_embedding_BD}
         for column, expected in outputs.items():
             cached = torch.from_numpy(np.stack(table[column].to_numpy(zero_copy_only=False)).astype(np.float32))

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from sweeper.resample import Interpolation
     import torch
 
     from sweeper.taps import TapPoints
@@ -46,14 +47,12 @@ class Teacher(Protocol):
 
     Images come as floats in [0, 1] at `input_size` squares; the teacher normalises them itself, since only it knows
     how. `logits_BK` is `classifier(embedding_BD)` exactly, which the losses that reuse the classifier rely on.
-    Of a model's own preprocessing that is its mean, deviation and size: the filter is that of `views.apply_views` for
-    every teacher, and the whole square is shown. An image that is stored at `input_size` is not resized again, so that
-    it is seen exactly as the model's own evaluation would show its square; what other sizes change,
-    `tests/teachers/test_preprocessing.py` bounds. `head_seconds` is the device time that a classifier made of texts
-    has cost.
+    Of a model's own preprocessing those are its mean, deviation, size and filter (`resample`); the whole square is
+    shown, whatever its share to crop. `head_seconds` is the device time that a classifier made of texts has cost.
     """
 
     input_size: int
+    interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
     embedding_dim: int

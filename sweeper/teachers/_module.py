@@ -8,6 +8,8 @@ from typing import Self
 import torch
 from torch import nn
 
+from sweeper import resample
+
 
 class TeacherModule(nn.Module):
     """Base of the kinds' modules; see `sweeper.teachers.Teacher` for the attributes.
@@ -15,6 +17,7 @@ class TeacherModule(nn.Module):
     Args:
         mean, std: of the pixels that the model was trained on.
         input_size: side in pixels at which images enter.
+        interpolation: how they are resized to it.
     """
 
     embedding_dim: int
@@ -22,9 +25,10 @@ class TeacherModule(nn.Module):
     mean_C11: torch.Tensor
     std_C11: torch.Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], input_size: int) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], input_size: int, interpolation: str) -> None:
         super().__init__()
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
+        self.interpolation = resample.named(interpolation)
         self.register_buffer("mean_C11", torch.tensor(self.mean)[:, None, None], persistent=False)
         self.register_buffer("std_C11", torch.tensor(self.std)[:, None, None], persistent=False)
 

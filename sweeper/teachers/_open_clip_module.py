@@ -29,13 +29,16 @@ class OpenClipTeacher(TeacherModule):
         visual: the image tower.
         mean, std: of the pixels that it was trained on.
         input_size: side in pixels at which images enter.
+        interpolation: how they are resized to it.
     """
 
     head_seconds = 0.0
     visual: Any
 
-    def __init__(self, visual: Any, mean: Sequence[float], std: Sequence[float], input_size: int) -> None:
-        super().__init__(mean, std, input_size)
+    def __init__(
+        self, visual: Any, mean: Sequence[float], std: Sequence[float], input_size: int, interpolation: str
+    ) -> None:
+        super().__init__(mean, std, input_size, interpolation)
         self.visual = visual
         self.classifier = None
         self.requires_grad_(False).eval()

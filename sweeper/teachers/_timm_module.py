@@ -31,7 +31,8 @@ class TimmTeacher(TeacherModule):
 
     def __init__(self, model: Any, input_size: int | None = None) -> None:
         data: dict[str, Any] = resolve_model_data_config(model)
-        super().__init__(data["mean"], data["std"], input_size or int(data["input_size"][-1]))
+        size = input_size or int(data["input_size"][-1])
+        super().__init__(data["mean"], data["std"], size, data["interpolation"])
         self.model = model
         head: object = model.get_classifier()
         self.classifier = head if isinstance(head, nn.Linear) else None

@@ -7,7 +7,8 @@ logits are its cosines with the classes times the model's own scale. The text to
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -109,8 +110,7 @@ def build(config: Config, class_names: Sequence[str]) -> OpenClipTeacher:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         model = read.create(config, name, model_config, path)
-        preprocessing = model.visual.preprocess_cfg
-        teacher = _wrapped(model.visual, preprocessing["mean"], preprocessing["std"], config)
+        teacher = _wrapped(model.visual, model.visual.preprocess_cfg, config)
         if tokenizer is not None:
             start = time.perf_counter()
             weight_KD = read.zero_shot(model, tokenizer, config.prompts, class_names)
@@ -124,15 +124,15 @@ def sketch(config: Config, class_names: Sequence[str]) -> OpenClipTeacher:
 
     For shapes and counts, on torch's meta device where it is built under one.
     """
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from open_clip.model import _build_vision_tower
+    from open_clip.transform import PreprocessCfg
 
     found = read.model_config(read.name_of(config, local_weights(config)), config)
     vision = {**found["vision_cfg"], "timm_model_pretrained": False}
     if config.input_size is not None:
         vision["image_size"] = config.input_size
     visual = _build_vision_tower(found["embed_dim"], vision, found.get("quick_gelu", False))
-    return _wrapped(visual, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, config)
+    return _wrapped(visual, asdict(PreprocessCfg()), config)
 
 
 def stand_in(config: Config, folder: Path, num_classes: int) -> Config:
@@ -155,13 +155,14 @@ def flops_an_image(config: Config, class_names: Sequence[str]) -> float | None:
     )
 
 
-def _wrapped(visual: Any, mean: Sequence[float], std: Sequence[float], config: Config) -> OpenClipTeacher:
+def _wrapped(visual: Any, preprocessing: Mapping[str, Any], config: Config) -> OpenClipTeacher:
     from sweeper.teachers._open_clip_module import OpenClipTeacher
 
     size = visual.image_size
     side = config.input_size or int(size if isinstance(size, int) else size[-1])
     try:
-        return OpenClipTeacher(visual, mean, std, side)
+        seen = {name: preprocessing[name] for name in ("mean", "std", "interpolation")}
+        return OpenClipTeacher(visual, **seen, input_size=side)
     except (AssertionError, RuntimeError) as error:
         raise InputError(
             f"input_size: {config.model or config.weights} does not take images of {side} px: {error}"

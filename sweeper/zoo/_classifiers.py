@@ -28,7 +28,7 @@ PREPROCESSING = {
     "input_size": (3, IMAGE_SIZE, IMAGE_SIZE),
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
-    "interpolation": "bicubic",
+    "interpolation": "bilinear",
     "crop_pct": 1.0,
 }
 MODELS: dict[str, dict[str, Any]] = {
