@@ -83,5 +83,5 @@ def wait_until(what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
     deadline = time.monotonic() + patience_s
     while not (found := what()):
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
+        time.sleep(0.05)
     return found
