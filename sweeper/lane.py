@@ -38,6 +38,17 @@ NODES_INTERVAL_S = 2.0
 MOST_ERRORS = 8  # of lanes that end by themselves before it is given up; a node may have taken several along
 
 
+def _told(lane: str, mailbox: Any) -> Any:
+    """Has Ray Train tell the mailbox which process runs a lane: it gives nobody else a way to end it."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Told(ControllerCallback):  # type: ignore[misc]
+        def after_controller_start(self, train_run_context: Any) -> None:
+            ray.get(mailbox.control.remote(lane, ray.get_runtime_context().current_actor))
+
+    return Told()
+
+
 class LanePool:
     """The lanes of a run and their mailbox: up while a `with` block runs, and ended with it.
 
@@ -170,6 +181,7 @@ class LanePool:
                 name=f"lane-{number}",
                 storage_path=str(self.work / "train"),
                 failure_config=FailureConfig(max_failures=-1),
+                callbacks=[_told(str(number), self.mailbox)],
             ),
         )
 
@@ -190,7 +202,13 @@ class LanePool:
         self.watch.join(timeout=CLOSE_TIMEOUT_S)  # it asks Ray, which may be gone after this
         ray.get(self.mailbox.close.remote(abort))
         self.demand.set(self.plan, 0)
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S  # for all: a lane that waits for a node does not end
+        self._join()
+        for controller in ray.get(self.mailbox.list_controllers.remote()):  # a lane that waits for a node does not end
+            ray.kill(controller)
+        self._join()  # a thread that outlives Ray's session may end the process: status 1, and not a word
+        ray.kill(self.mailbox)
+
+    def _join(self) -> None:
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         for thread in [*self.threads.values()]:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
-        ray.kill(self.mailbox)

@@ -35,6 +35,7 @@ class Mailbox:
         self.held: dict[str, str] = {}
         self.incarnation: dict[str, int] = {}
         self.nodes: dict[str, set[str]] = {}  # of all workers of a lane
+        self.controllers: dict[str, Any] = {}
         self.deaths: dict[str, int] = {}
         self.messages: dict[str, asyncio.Queue[Message]] = {}
         self.stops: dict[str, asyncio.Event] = {}  # of the jobs that have no end yet
@@ -57,6 +58,14 @@ class Mailbox:
         self._log({"type": "lane", "lane": lane, "pid": pid, "incarnation": self.incarnation[lane], "nodes": [*nodes]})
         await self._wake()
         return self.incarnation[lane]
+
+    async def control(self, lane: str, controller: Any) -> None:
+        """Who starts a lane's workers, and starts them again."""
+        self.controllers[lane] = controller
+
+    async def list_controllers(self) -> list[Any]:
+        """Of all lanes that ever were."""
+        return [*self.controllers.values()]
 
     async def take(self, lane: str, incarnation: int) -> tuple[str, bytes] | None:
         """The next job of a lane, waiting for one; None when the lane should end."""

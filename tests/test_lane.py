@@ -19,7 +19,7 @@ from lane_messages import PATIENCE_S, Impatient, events, follow
 from samples import MemorySlot
 from small_sweep import Built
 
-from sweeper import train
+from sweeper import lane, train
 from sweeper.batches import DataCache
 from sweeper.config import ResourceConfig
 from sweeper.errors import RunFailed
@@ -312,3 +312,14 @@ def test_losing_every_lane_is_said(built: Built, tmp_path: Path, monkeypatch: py
     with pytest.raises(RunFailed, match=r"no lane is left; the last one ended with ValueError: lane [01]"):
         pool.check()
     pool.close()
+
+
+def test_a_lane_that_no_node_has_room_for_ends_with_the_others(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread would outlive Ray's session, which then may end the whole process without a word."""
+    monkeypatch.setattr(lane, "CLOSE_TIMEOUT_S", 3.0)
+    with LanePool(LanePlan(1, 1, 1000, 0.0), "", tmp_path) as pool:
+        wait_until(lambda: ray.get(pool.mailbox.list_controllers.remote()), PATIENCE_S)
+        (thread,) = pool.threads.values()
+    assert not thread.is_alive()
