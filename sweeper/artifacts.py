@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -17,9 +17,11 @@ from sweeper.store import Record, Store
 
 
 class Counter(Protocol):
-    """A stage's progress."""
+    """A stage's progress: what is done, in how many bytes, and what it cost in device-seconds."""
 
-    def advance(self, count: int = 1) -> None: ...
+    def advance(self, count: int = 1, size: int = 0) -> None: ...
+
+    def spend(self, seconds: float, device: str) -> None: ...
 
 
 StageView = Callable[[str, int, str], AbstractContextManager[Counter]]  # name, total, unit
@@ -100,9 +102,10 @@ def _adapt(plan: Plan, store: Store, items: list[Artifact], gpus: float, stage: 
             for item in items
         ]
         while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            ray.get(done)
-            counter.advance()
+            (done,), waiting = ray.wait(waiting, num_returns=1)
+            record = ray.get(done)
+            counter.advance(1, sum(file.size for file in record.files))
+            _charge(counter, [record])
 
 
 def _synthetic(
@@ -110,7 +113,7 @@ def _synthetic(
 ) -> None:
     """One part of a source's images."""
     with stage(f"synthetic images ({item.name})", item.units, "images") as counter:
-        synthesize.build(
+        record = synthesize.build(
             store,
             item,
             plan.config.synthetic[item.name],
@@ -120,6 +123,7 @@ def _synthetic(
             progress=counter.advance,
             tell=tell,
         )
+        _charge(counter, [record])
 
 
 def _targets(plan: Plan, store: Store, leases: Leases, gpus: float, stage: StageView, tell: Tell) -> None:
@@ -148,4 +152,11 @@ def _targets(plan: Plan, store: Store, leases: Leases, gpus: float, stage: Stage
         )
         rows = sum(plan.targets[teachers[0], key].units for key in image_sets)
         with stage(f"targets ({', '.join(teachers)})", rows, "views") as counter:
-            targets.build(store, items, spec, gpus=gpus, progress=counter.advance, tell=tell)
+            made = targets.build(store, items, spec, gpus=gpus, progress=counter.advance, tell=tell)
+            _charge(counter, made)
+
+
+def _charge(counter: Counter, records: Iterable[Record]) -> None:
+    for record in records:
+        if record.charge is not None:
+            counter.spend(record.charge.seconds, record.charge.device)

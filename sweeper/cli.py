@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sweeper import __version__, cli_cluster, cli_models, interrupt
+from sweeper import __version__, cli_cluster, cli_init, cli_models, cli_tools, completion, interrupt
 from sweeper.errors import users_error
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def run(
 
         rehearsal.run(read, console, address)
     else:
-        from sweeper import run as runs
+        from sweeper import driver
 
-        runs.execute(read, _options(results, store, address), console)
+        driver.execute(read, _options(results, store, address), console)
 
 
 @main.command("ls")
@@ -137,7 +137,8 @@ def run(
 def list_runs(results: str) -> None:
     """List all runs."""
     from sweeper import archive
-    from sweeper.console import Console, runs_table
+    from sweeper.console import Console
+    from sweeper.layout import runs_table
 
     console = Console()
     found = archive.list_runs(results)
@@ -148,43 +149,55 @@ def list_runs(results: str) -> None:
 
 
 @main.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=completion.runs)
 @click.option("--results", default="results", show_default=True, help="Where runs land.")
 def show(run_name: str, results: str) -> None:
     """Show a run's Pareto table again."""
-    from sweeper import archive
-    from sweeper import run as runs
+    from sweeper import archive, driver
     from sweeper.console import Console
 
-    runs.show(archive.find_run(results, run_name), Console(), fresh=True)
+    driver.show(archive.find_run(results, run_name), Console(), fresh=True)
 
 
 @main.command()
-@click.argument("first", metavar="RUN")
-@click.argument("second", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=completion.runs)
 @click.option("--results", default="results", show_default=True, help="Where runs land.")
-def compare(first: str, second: str, results: str) -> None:
-    """Compare the fronts of two runs."""
-    from sweeper import archive
+def top(run_name: str, results: str) -> None:
+    """Watch a run from another shell, until it ends; Ctrl-C leaves, and the run goes on."""
+    from sweeper import top as watching
     from sweeper.console import Console
 
+    watching.follow(run_name, results, Console())
+
+
+@main.command()
+@click.argument("run_names", metavar="RUN RUN...", nargs=-1, required=True, shell_complete=completion.runs)
+@click.option("--out", help="Folder for compare.csv, .tex, .png and .pdf.")
+@click.option("--results", default="results", show_default=True, help="Where runs land.")
+def compare(run_names: tuple[str, ...], out: str | None, results: str) -> None:
+    """Compare two or more runs: their fronts on test, the difference in hypervolume, and where their spaces differ."""
+    from sweeper import archive, comparison
+    from sweeper.console import Console
+    from sweeper.layout import rich_table
+
     console = Console()
-    found = archive.compare(archive.find_run(results, first), archive.find_run(results, second))
-    for run_folder, front, mean in zip(found.runs, found.fronts, found.mean_accuracy, strict=True):
-        console.message(
-            f"{run_folder.label}: mean accuracy {mean:.4f} over budgets up to {found.reference_hours:.4g} h"
-        )
-        console.table(front)
-    for path, left, right in found.differences:
-        console.message(f"{path}: {left} | {right}")
+    found = comparison.compare([archive.find_run(results, name) for name in run_names])
+    console.show(rich_table(comparison.table(found)))
+    for line in comparison.lines(found):
+        console.message(line)
+    for path in comparison.write(found, out) if out else ():
+        console.message(str(path))
 
 
 main.add_command(cli_cluster.submit)
 main.add_command(cli_cluster.attach)
 main.add_command(cli_cluster.down)
 main.add_command(cli_cluster.work)
+main.add_command(cli_init.init)
 main.add_command(cli_models.export)
 main.add_command(cli_models.predict)
+main.add_command(cli_tools.schema)
+main.add_command(cli_tools.print_completion)
 
 
 @main.group()
@@ -242,7 +255,7 @@ def store_gc(uri: str, dry_run: bool) -> None:
 
 
 @main.command()
-@click.argument("family", required=False)
+@click.argument("family", required=False, shell_complete=completion.families)
 def kinds(family: str | None) -> None:
     """What can stand after `kind:`."""
     from sweeper import registry

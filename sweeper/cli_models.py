@@ -6,13 +6,14 @@ import json
 
 import click
 
+from sweeper import completion
 from sweeper.errors import InputError
 
-ALL_FORMATS = "csv,parquet,md,tex,html,json,png"
+ALL_FORMATS = "csv,parquet,md,tex,html,json,png,pdf"
 
 
 @click.command(short_help="Hand over a run: its table in any form, or a student ready to use.")
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=completion.runs)
 @click.option("--format", "formats", help=f"The table in these forms.  [default: {ALL_FORMATS}]")
 @click.option("--out", help="Folder for the table.  [default: .]")
 @click.option("--model", "rank", type=int, metavar="N", help="The student of row N (the table's first column).")

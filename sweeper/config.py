@@ -18,6 +18,8 @@ from sweeper.trial import NO_POOL, NO_TEACHER, Count
 from sweeper.views import ViewConfig
 
 TOGETHER = "+"
+BUDGETS = ("trials", "gpu_hours", "wall_hours")
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 MAX_LISTED = 10_000  # of what is listed before any of it is begun
 Objective = Literal["accuracy", "gpu_hours"]
 Direction = Literal["max", "min"]
@@ -29,9 +31,10 @@ TeacherConfig = Annotated[SerializeAsAny[Settings], of_family("teachers")]
 GeneratorConfig = Annotated[SerializeAsAny[Settings], of_family("generators")]
 LossConfig = Annotated[SerializeAsAny[Settings], of_family("losses")]
 SchedulerConfig = Annotated[SerializeAsAny[Settings], of_family("schedulers")]
+TrackerConfig = Annotated[SerializeAsAny[Settings], of_family("trackers")]
 
 
-class SearchConfig(Settings):
+class SearchConfig(Settings, json_schema_extra={"anyOf": [{"required": [name]} for name in BUDGETS]}):
     """What is asked for, how it is looked for and when to stop.
 
     Ends, the first reached: `trials` started; `gpu_hours` of device time, shared artifacts included; `wall_hours` on
@@ -66,7 +69,7 @@ class SearchConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> SearchConfig:
-        if self.trials is None and self.gpu_hours is None and self.wall_hours is None:
+        if all(getattr(self, name) is None for name in BUDGETS):
             raise ValueError("give a budget: `trials: N`, `gpu_hours: H` and/or `wall_hours: H`")
         return self
 
@@ -125,7 +128,7 @@ class ResourceConfig(Settings):
 class SweepConfig(Settings):
     """The file. `trial` stays a tree of constants and domains; `space.Space` reads it."""
 
-    name: str
+    name: Annotated[str, Field(json_schema_extra={"pattern": f"^{FOLDER_NAME}$"})]
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     dataset: DatasetConfig
     views: ViewConfig = ViewConfig()
@@ -137,11 +140,12 @@ class SweepConfig(Settings):
     finalists: FinalistConfig = FinalistConfig()
     pretrained: dict[str, PretrainedCost] = Field(default_factory=dict, exclude_if=lambda value: not value)
     resources: ResourceConfig = ResourceConfig()
+    track: dict[str, TrackerConfig] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        if not re.fullmatch(FOLDER_NAME, value):
             raise ValueError(
                 f"may hold letters, digits, '.', '_' and '-', beginning with a letter or digit; given {value!r}"
             )
@@ -152,6 +156,14 @@ class SweepConfig(Settings):
     def _one_or_several(cls, value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("kind"), str):
             return {"default": value}
+        return value
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_tracker_or_several(cls, value: Any) -> Any:
+        """One is called by its kind."""
+        if isinstance(value, dict) and isinstance(value.get("kind"), str):
+            return {value["kind"]: value}
         return value
 
     @field_validator("synthetic")

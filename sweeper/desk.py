@@ -90,9 +90,8 @@ class Desk:
     def why_at_once(self) -> str:
         """As `why_ended`, of those ends for which running trials are not waited for."""
         config = self.config
-        running = math.fsum(rows[-1][3] for rows in self.curves.values() if rows)
         if config.gpu_hours is not None:
-            spent = self.spent + running + self.shared_seconds
+            spent = self._spent_now + self.shared_seconds
             if spent / SECONDS_PER_HOUR >= config.gpu_hours:
                 return f"{config.gpu_hours:g} GPU-hours"
         if config.wall_hours is not None and (self.clock() - self.began) / SECONDS_PER_HOUR >= config.wall_hours:
@@ -102,6 +101,21 @@ class Desk:
         if config.min_gain is not None and self.expected_gain() < config.min_gain:
             return f"an expected gain below {config.min_gain:g} a trial"
         return ""
+
+    @property
+    def used(self) -> float | None:
+        """Of the budgets in GPU-hours and on the clock, the share in [0, 1] of the one that is used most."""
+        config, shares = self.config, list[float]()
+        if config.gpu_hours is not None:
+            shares.append((self._spent_now + self.shared_seconds) / SECONDS_PER_HOUR / config.gpu_hours)
+        if config.wall_hours is not None:
+            shares.append((self.clock() - self.began) / SECONDS_PER_HOUR / config.wall_hours)
+        return min(1.0, max(shares)) if shares else None
+
+    @property
+    def _spent_now(self) -> float:
+        """Device-seconds of training, of those that run as far as they have reported."""
+        return self.spent + math.fsum(rows[-1][3] for rows in self.curves.values() if rows)
 
     @property
     def at_most(self) -> int:

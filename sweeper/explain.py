@@ -29,6 +29,7 @@ FAMILY_OF_FIELD = {
     "filter": "filters",
     "scheduler": "schedulers",
     "embedding": "losses",
+    "track": "trackers",
 }
 _NUMBER_TYPES = {int, float}
 _PHRASES = {

@@ -25,12 +25,12 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; makes its folder."""
+def write_atomically(path: Path, data: bytes, *, is_synced: bool = True) -> None:
+    """Write a file whole or not at all; makes its folder. `is_synced`: wait until the disk has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_path(path.parent, path.name)
     try:
-        write_synced(part, data)
+        write_synced(part, data) if is_synced else part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

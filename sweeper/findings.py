@@ -1,13 +1,16 @@
-"""What a search found besides its front, in tables and sentences: what mattered, and whether stopping was fair."""
+"""What a run tells besides its front: what mattered, whether stopping was fair, whether the forecast held."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sweeper.tables import Record, TextTable, percent, plain
+from sweeper.tables import STAGE_TITLES, Record, TextTable, duration, percent, plain
 
 LEAST_SHARE = 0.05  # of an importance that is worth a word
+STAGES = ("images", "adapt", "synthetic", "targets", "search", "finalists")  # of a forecast
+TOTAL = "total"  # its last line
 FEW_TRIALS = 8  # over 7, chance alone gives a rank correlation above 0.57 one time in ten
 
 
@@ -51,6 +54,25 @@ def importance_lines(records: Sequence[Record], most: int = 4) -> list[str]:
         shares = ", ".join(f"{plain(r['parameter'])} {percent(r['importance'])}" for r in first)
         lines.append(f"{plain(objective)}: {shares}")
     return lines
+
+
+def forecast_and_fact(expected: Mapping[str, Any], facts: Mapping[str, Any]) -> TextTable:
+    """A line a stage that has anything on either side, and the total; from forecast.json."""
+    rows = []
+    for stage in [*(name for name in facts if name not in (*STAGES, TOTAL)), *STAGES, TOTAL]:
+        fact = facts.get(stage, {"seconds": 0.0, "wall_s": 0.0})
+        told = expected.get(stage, {"seconds": 0.0, "wall_s": 0.0})
+        if stage != TOTAL and not (told["seconds"] or fact["seconds"]):
+            continue
+        off = f"{100 * (told['seconds'] / fact['seconds'] - 1):+.0f}%" if fact["seconds"] else ""
+        times = (told["seconds"], fact["seconds"], off, told["wall_s"], fact["wall_s"])
+        rows.append((STAGE_TITLES.get(stage, stage), *(t if isinstance(t, str) else _time(t) for t in times)))
+    figures = ("forecast", "fact", "off by", "on the clock", "fact ")
+    return TextTable(("device time", *figures), tuple(rows), frozenset(figures))
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
 
 
 def _is_told(rung: Record) -> bool:

@@ -24,7 +24,7 @@ from sweeper.place import Place
 from sweeper.plan import Artifact, Plan
 from sweeper.space import Space
 from sweeper.store import Store
-from sweeper.tables import duration
+from sweeper.tables import STAGE_TITLES, duration
 from sweeper.trial import most_epochs
 
 START_S = 15.0  # of the wall clock, on two cores: Ray and the lanes
@@ -34,7 +34,6 @@ PASS_S = 10.0  # and each stage's workers
 ANYTIME_SHARE = 0.6
 # Rows that a worker of a stage has at least (twice a batch of `synthesize` and of `targets`).
 LEAST_ROWS = {"synthetic": 128, "targets": 256}
-TITLES = {"adapt": "teachers"}
 UNITS = {"images": "images", "adapt": "images", "synthetic": "images", "targets": "views"}
 PASSING_NOTE = f", if {PASSING:.0%} pass the filter"
 CACHED, BEFORE, TIMED, COUNTED, UNKNOWN = "cached", "measured before", "measured", "counted", "not known"
@@ -112,7 +111,7 @@ class Forecast:
     def unknown(self) -> tuple[str, ...]:
         """What is left out, for people."""
         left = [row for row in self.rows if row.basis == UNKNOWN]
-        names = [f"{TITLES.get(r.kind, r.kind)} of {r.name}" if r.kind in UNITS else "training" for r in left]
+        names = [f"{STAGE_TITLES.get(r.kind, r.kind)} of {r.name}" if r.kind in UNITS else "training" for r in left]
         return tuple(dict.fromkeys(names))
 
     @property
@@ -139,13 +138,13 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """For the header, at most `WIDTH` columns wide."""
-        parts = ", ".join(f"{TITLES.get(name, name)} {_time(s)}" for name, s in self.seconds.items() if s > 0)
+        parts = ", ".join(f"{STAGE_TITLES.get(name, name)} {_time(s)}" for name, s in self.seconds.items() if s > 0)
         said = f"{_time(self.total)} of device time: {parts or 'nothing'}"
         if self.wall_s is not None:
             said += f"; about {_time(self.wall_s)} on {self.lanes} lane{'s' if self.lanes != 1 else ''}"
         said += f", {self.basis}"
         if self.measured:
-            said += f", {' and '.join(TITLES.get(name, name) for name in self.measured)} as measured before"
+            said += f", {' and '.join(STAGE_TITLES.get(name, name) for name in self.measured)} as measured before"
         if self.unknown:
             said += f"; not known: {', '.join(self.unknown)}"
         lines = textwrap.wrap(said, WIDTH, initial_indent="  forecast   ", subsequent_indent=" " * INDENT)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sweeper import adaptations, finalists, insight, report
+from sweeper import adaptations, cached, finalists, insight, report, tested
 from sweeper.desk import candidates_of
 from sweeper.finalists import Candidate, Entry, Summary
 from sweeper.ledger import SECONDS_PER_HOUR, Cost, amortize
@@ -86,7 +86,11 @@ def write(
     finals: Sequence[Final],
     leaked: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write every file of the results; the marker of a finished run comes last. `leaked`: images in pools, too."""
+    """Write every table of the results; the page and the marker of a finished run come after it.
+
+    Args:
+        leaked: images in pools, too.
+    """
     device = device_of(records.values())
     trials = book.trials()
     configs = [TrialConfig.model_validate(t.user_attrs["config"]) for t in trials]
@@ -113,13 +117,10 @@ def write(
     folder.write_ledger(spent)
     finished = [_final_row(final, plan, records, shared, device, savings, normaliser) for final in finals]
     finished = _with_front_probability(finished, finals, plan.config.seed)
-    pareto = sorted((r for r in finished if r.role == "front"), key=lambda r: (-r.accuracy_val, r.cost.total))
-    folder.write_pareto([replace(row, rank=rank) for rank, row in enumerate(pareto, 1)])
-    folder.write_ablation([row for row in finished if row.role != "front"])
-    for final in finals:
-        if final.entry.role == "front":
-            name = finalists.job_name(final.entry.config, final.summary.model_seed, final.entry.epochs)
-            folder.write_model(model_name(final.entry), final.outcomes.model(name))
+    tested.write(folder, plan, records, finals, finished)
+    taught = [(c, o["epochs"]) for c, o in zip(configs, outcomes, strict=True)]
+    taught += [(final.entry.config, final.summary.epochs) for final in finals for _ in final.seeds]
+    folder.write_teachers(cached.teachers(plan, records, taught))
     facts = _image_facts(plan, records, leaked) | {
         "trials": f"{len(rows)} ({sum(row.state == 'stopped' for row in rows)} stopped early, "
         f"{sum(row.state == 'failed' for row in rows)} failed)",
@@ -130,8 +131,6 @@ def write(
     facts |= {report.WHAT_MATTERED: reasons} if reasons else {}
     facts |= adaptations.facts(plan, records, found)
     folder.write_environment(device=device, facts=facts)
-    folder.write_report()
-    folder.finish()
 
 
 def _trial_row(

@@ -28,7 +28,7 @@ from sweeper.datasets import DatasetIndex, shorten
 from sweeper.duplicates import DIGEST_BYTES
 from sweeper.errors import InputError
 from sweeper.lease import Tell, untold
-from sweeper.pixels import fit_square, why_unreadable
+from sweeper.pixels import MAX_UNREADABLE, fit_square, why_unreadable
 from sweeper.plan import Artifact
 from sweeper.record import Record
 from sweeper.registry import Settings
@@ -36,7 +36,6 @@ from sweeper.shards import Progress, Shape, Summary
 from sweeper.staged import Note, Spoilt, Staged, with_note
 from sweeper.store import Store
 
-MAX_UNREADABLE = 0.01
 UNREADABLE = "unreadable"  # what the note of a file tells of its block: errors by sample id
 BLOCK_BYTES = 64 * 2**20  # pixels of one file, which one task holds in memory
 DECODE_ROWS = 8  # full-size images that a task holds at once: 36 MB each from a camera, 300 MB at `MAX_PIXELS`
@@ -66,7 +65,7 @@ class ImageWorker:
         pixels = [image for image in found if isinstance(image, bytes)]
         errors = [why_unreadable(image) for image in found if isinstance(image, Exception)]
         lost = rows.filter(pc.invert(readable))["sample_id"].to_pylist()
-        unreadable = dict(zip(lost, errors, strict=True))
+        unreadable, size = dict(zip(lost, errors, strict=True)), 0
         if pixels:
             kept = rows.filter(readable)
             columns = [kept["sample_id"], kept["label"], kept["split"], pa.array(pixels, pa.binary())]
@@ -75,8 +74,10 @@ class ImageWorker:
             options = {"compression_level": 1, "use_dictionary": ["split"], "write_page_checksum": True}
             pq.write_table(table, buffer, compression="zstd", **options)
             self.store.write_bytes(self.prefix, f"images-{rows['row'][0].as_py():010d}.parquet", buffer.getvalue())
+            size = len(buffer.getvalue())
         return {
             "rows": len(rows),
+            "bytes": size,
             "first": rows["row"][0].as_py(),
             UNREADABLE: json.dumps(unreadable),
             "digests": b"".join(_digest(image) for image in found),

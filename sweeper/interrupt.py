@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -45,6 +47,19 @@ def look() -> None:
     """Raise KeyboardInterrupt where a signal came, however often it was raised before."""
     if _first:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """For a caller that lives on after a run: its own handlers again, and a signal that came is over with it."""
+    mine = threading.current_thread() is threading.main_thread()
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
+    try:
+        yield
+    finally:
+        _first.clear()
+        for number, handler in earlier.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def leave() -> NoReturn:

@@ -8,6 +8,8 @@ from pathlib import Path
 from sweeper.errors import RunFailed
 from sweeper.files import write_atomically
 
+STUDY_JOURNAL = "journal.log"  # in a run's folder; optuna-dashboard reads it
+
 
 def mend(path: Path) -> None:
     """Leave of a journal its good lines, each once, up to the damage at its end; nothing happens where there is none.

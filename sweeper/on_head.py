@@ -10,11 +10,11 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from sweeper import run as runs
-from sweeper import spacefile, submitted
-from sweeper.console import Console, rich_table
+from sweeper import driver, spacefile, submitted
+from sweeper.console import Console
 from sweeper.errors import InputError
 from sweeper.jobs import Interrupted
+from sweeper.layout import rich_table
 from sweeper.lease import hold
 from sweeper.mirror import Mirror
 from sweeper.prepared import Options, prepare
@@ -30,7 +30,7 @@ def execute(name: str, store: str, console: Console) -> None:
     """Run the space that was sent, with a copy of its results in the store.
 
     Raises:
-        SweeperError: as `runs.execute`; the store is not the one that the space was sent to.
+        SweeperError: as `driver.execute`; the store is not the one that the space was sent to.
     """
     mine, root = Submission(name=name, place="", store=store), Path.home() / FOLDER / name
     storage = Storage(store)
@@ -57,11 +57,11 @@ def execute(name: str, store: str, console: Console) -> None:
 
 
 def _run(space: SpaceFile, options: Options, console: Console, say_label: Callable[[str], None]) -> None:
-    """As `runs.execute` but for the table, which is shown where the results come home to."""
+    """As `driver.execute` but for the table, which is shown where the results come home to."""
     prepared = prepare(space, options)
     say_label(prepared.folder.label)
     if not prepared.folder.finished:
-        compared = runs.work(prepared, options, console)
+        compared = driver.work(prepared, options, console)
         if compared is not None:
             console.message()
             console.show(rich_table(compared))

@@ -39,6 +39,8 @@ class Outcome:
     parts: int = 1  # of each batch: more than one where the whole did not fit the device's memory
     # epoch, accuracy on validation, loss, train_seconds; compared without, since seconds never repeat
     curve: list[tuple[int, float, float, float]] = field(default_factory=list, compare=False)
+    # class, what it was taken for on test, images
+    confusion: list[tuple[int, int, int]] = field(default_factory=list)
     model: dict[str, bytes] = field(default_factory=dict)
 
 

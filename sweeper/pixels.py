@@ -8,6 +8,8 @@ from PIL import Image
 
 from sweeper.wording import one_line
 
+MAX_UNREADABLE = 0.01  # of a dataset's images; more end a run before they are paid for
+
 
 def fit_square(image: Image.Image | npt.NDArray[np.uint8], size: int) -> bytes:
     """The centre square, resized with Pillow's bicubic filter, which is antialiased.

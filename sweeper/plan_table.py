@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from sweeper.forecast import CACHED, NO_DEVICE, TITLES, Forecast, Row
-from sweeper.tables import TextTable, duration, plain, significant
-
-UNIT_STEP = 1000.0
+from sweeper.forecast import CACHED, NO_DEVICE, Forecast, Row
+from sweeper.tables import STAGE_TITLES, TextTable, bytes_text, duration, plain, significant
 
 
 def plan_table(expected: Forecast) -> TextTable:
@@ -24,12 +22,13 @@ def plan_table(expected: Forecast) -> TextTable:
 
 def _cells(row: Row, expected: Forecast, is_priced: bool) -> tuple[str, ...]:
     samples = "-" if row.samples is None else f"{row.samples:,} {row.unit}"
-    size = "-" if row.kind not in TITLES and not row.bytes else "?" if row.bytes is None else bytes_text(row.bytes)
+    has_none = row.kind not in STAGE_TITLES and not row.bytes
+    size = "-" if has_none else "?" if row.bytes is None else bytes_text(row.bytes)
     is_cached = row.basis == CACHED
     seconds = "0" if is_cached else "-" if row.basis == NO_DEVICE else _time(row.seconds, "?")
     wall = "0" if is_cached else _time(row.wall_s, "?") if expected.lanes is not None else "-"
     cost = "0" if is_cached else "-" if row.basis == NO_DEVICE else _dollars(expected.dollars(row.seconds))
-    name = (TITLES.get(row.kind, row.kind), plain(row.name), samples, "0" if is_cached else size, seconds, wall)
+    name = (STAGE_TITLES.get(row.kind, row.kind), plain(row.name), samples, "0" if is_cached else size, seconds, wall)
     return (*name, *([cost] if is_priced else []), row.basis + row.note)
 
 
@@ -41,14 +40,6 @@ def _caption(expected: Forecast) -> str:
         return f"{said} No price given: --price, dollars a device-hour, adds a column."
     head = f", and the head at ${significant(place.head_price, 3)} an hour" if place.head_price else ""
     return f"{said} Dollars: device time at ${significant(place.price, 3)} an hour{head}."
-
-
-def bytes_text(count: int) -> str:
-    """`912 B`, `17.4 kB`, `5.23 MB`, `1.20 TB`."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while value >= UNIT_STEP and len(units) > 1:
-        value, units = value / UNIT_STEP, units[1:]
-    return f"{count} B" if units[0] == "B" else f"{significant(value, 3)} {units[0]}"
 
 
 def _time(seconds: float | None, unknown: str = "-") -> str:

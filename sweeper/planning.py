@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sweeper import cluster_file, place
 from sweeper.calibration import Calibration
-from sweeper.console import Console, fitted
+from sweeper.console import Console
 from sweeper.forecast import Forecast, forecast
+from sweeper.layout import fitted
 from sweeper.pairs import check_models
 from sweeper.place import Place
 from sweeper.plan_table import plan_table

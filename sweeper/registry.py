@@ -22,7 +22,7 @@ from pydantic_core import PydanticKnownError
 from sweeper.errors import InputError
 
 MAX_NUMBER = 1e9  # a slip beyond it would end in an overflow, or in no memory, far from its cause
-FAMILIES = ("datasets", "teachers", "generators", "filters", "losses", "schedulers")
+FAMILIES = ("datasets", "teachers", "generators", "filters", "losses", "schedulers", "trackers")
 
 
 class Settings(BaseModel):

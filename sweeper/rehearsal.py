@@ -57,7 +57,7 @@ def run(space: SpaceFile, console: Console, address: str | None = None) -> None:
         InputError: the file's own mistakes, or data that is not here and whose classes are not known.
         RunFailed: a stage or a trial failed, as it would have in the real run.
     """
-    from sweeper import run as runs
+    from sweeper import driver
     from sweeper.export_model import export_model
 
     with TemporaryDirectory(prefix="sweeper-rehearsal-") as name, _no_network(Path(name) / "hub"):
@@ -67,7 +67,7 @@ def run(space: SpaceFile, console: Console, address: str | None = None) -> None:
             console.message(f"rehearsal: {line}", "yellow")
         options = Options(results=str(folder / "results"), store=str(folder / "store"), address=address)
         prepared = prepare(rehearsal.space, options)
-        runs.work(prepared, options, console)
+        driver.work(prepared, options, console)
         done = prepared.folder
         trials = done.read_trials()
         failed = [trial for trial in trials if trial["state"] == "failed"]
@@ -103,6 +103,7 @@ def reduced(space: SpaceFile, folder: Path) -> Rehearsal:
         }
     tree["views"]["per_image"] = min(VIEWS, tree["views"]["per_image"])
     tree["trial"] = _short(tree["trial"])
+    tree.pop("track", None)
     points = covering(Space(tree["trial"]))
     _pretrained_students(points, folder / "hub", said)
     tree["search"] |= {"trials": len(points), "points": points, "startup": 0, "sampler": "random", "warm_start": []}

@@ -1,9 +1,9 @@
 """Crops resized as a model's own evaluation resizes its images: Pillow's filters, batched, on the device.
 
-Resizing is linear and separable: a crop of any place and size is `R @ image @ C^T`, with a row of weights in R (rows) and
-C (columns) for each pixel of the output. The weights are the filter's at the distance of the pixels' centres, as wide
-as the output's pixel where that is larger (antialiased), and sum to 1, which is how the edge of an image is met. Equal
-to `torch.nn.functional.interpolate(antialias=True)` on whole images, and to Pillow but for its rounding to bytes.
+Resizing is linear and separable: a crop of any place and size is `R @ image @ C^T`, with a row of weights in R (rows)
+and C (columns) for each pixel of the output. The weights are the filter's at the distance of the pixels' centres, as
+wide as the output's pixel where that is larger (antialiased), and sum to 1, which is how the edge of an image is met.
+Equal to `torch.nn.functional.interpolate(antialias=True)` on whole images, and to Pillow but for its rounding to bytes.
 
 Shape letters: B batch, C channels, H W pixels of the image, S pixels of the output's side.
 """

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sweeper import arrow, figures, provenance, report, tables
+from sweeper import arrow, findings, page_data, provenance, report
 from sweeper.errors import InputError
 from sweeper.files import write_atomically, write_folder
 from sweeper.ledger import Charge
@@ -30,17 +30,22 @@ from sweeper.redact import redacted
 from sweeper.rows import (
     CHARGE_TYPES,
     COLUMNS,
+    CONFUSION_TYPES,
     CURVE_TYPES,
     FINAL_TYPES,
     HYPERVOLUME_TYPES,
     IMPORTANCE_TYPES,
     RUNG_TYPES,
+    SEED_TYPES,
+    TEACHER_TYPES,
     TRIAL_TYPES,
     FinalRow,
     Record,
     TrialRow,
+    columns_of,
     mean_and_std,
     missing_if_nan,
+    pareto_texts,
 )
 
 __all__ = [
@@ -104,7 +109,7 @@ class RunFolder:
     def finish(self, facts: Mapping[str, Any] | None = None) -> None:
         """Write the marker of a finished run, and drop what a killed session left half-written; call it last."""
         for leftover in [*self.path.glob(".*.part"), *self.path.glob("models/.*.part")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         self._write("done.json", to_json(dict(facts or {})))
 
     def write_space(self, space: Mapping[str, Any]) -> None:
@@ -152,16 +157,33 @@ class RunFolder:
         """rungs.parquet, a rung each: how well accuracy there ranked trials like the final one; no file without any."""
         self._write_or_drop("rungs.parquet", RUNG_TYPES, records)
 
+    def write_finalists(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """finalists.parquet: what each retraining reached, by seed."""
+        self._write_or_drop("finalists.parquet", SEED_TYPES, records)
+
+    def write_confusion(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """confusion.parquet: what the exported students take for what, on test; no file without records."""
+        self._write_or_drop("confusion.parquet", CONFUSION_TYPES, records)
+
+    def write_teachers(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """teachers.parquet, from `cached.teachers`; no file without records."""
+        self._write_or_drop("teachers.parquet", TEACHER_TYPES, records)
+
     def write_environment(self, *, device: str, facts: Mapping[str, Any] | None = None) -> None:
         """environment.json; `facts` is what the report's head says of the run (dataset, classes, ...), by name."""
         text = to_json({**provenance.environment(device), "facts": dict(facts or {})}).decode()
         self._write("environment.json", redacted(text).encode())
 
     def write_report(self) -> None:
-        """pareto.png and report.html, from the files that the run has written so far."""
+        """pareto.{png,pdf} and report.html, from the files that the run has written so far."""
         contents = self.contents()
         self._write("pareto.png", contents.png)
+        self._write("pareto.pdf", contents.pdf)
         self._write("report.html", report.html(contents))
+
+    def write_forecast(self, forecast: Mapping[str, Any]) -> None:
+        """forecast.json, from `reckoning`."""
+        self._write("forecast.json", to_json(forecast))
 
     def write_model(self, name: str, files: Mapping[str, bytes]) -> Path:
         """models/<name>/ with exactly these files; an earlier one is replaced as a whole.
@@ -208,32 +230,33 @@ class RunFolder:
     def read_rungs(self) -> list[Record]:
         return self._read_table("rungs.parquet")
 
+    def read_finalists(self) -> list[Record]:
+        return self._read_table("finalists.parquet")
+
+    def read_confusion(self) -> list[Record]:
+        return self._read_table("confusion.parquet")
+
+    def read_teachers(self) -> list[Record]:
+        return self._read_table("teachers.parquet")
+
     def read_environment(self) -> Record:
         with _reading(self.path / "environment.json") as path:
             environment: Record = json.loads(path.read_text(encoding="utf-8"))
         return environment
 
-    def contents(self) -> report.Contents:
+    def read_forecast(self) -> Record:
+        """What is kept; empty where there is none, or something else lies there."""
+        try:
+            found: Record = json.loads((self.path / "forecast.json").read_bytes())
+            found["missing"], found["forecast"][findings.TOTAL]["seconds"]
+            findings.forecast_and_fact(found["forecast"], found.get("fact", {}))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return {}
+        return found
+
+    def contents(self) -> page_data.Contents:
         """What the report is made of, read from the files that are there."""
-        environment = self.read_environment() if (self.path / "environment.json").exists() else {}
-        facts = environment.pop("facts", {})
-        pareto, trials, curve = self.read_pareto(), self.read_trials(), self.read_hypervolume()
-        contents = report.Contents(
-            title=self.label,
-            facts=facts,
-            pareto=pareto,
-            ablation=self.read_ablation(),
-            trials=trials,
-            ledger=self.read_ledger(),
-            space=self.read_space(),
-            environment=environment,
-            png=figures.front_png(pareto, trials),
-            importance=self.read_importance(),
-            hypervolume=curve,
-            rungs=self.read_rungs(),
-        )
-        picture = figures.progress_png(curve, report.device_of(contents)) if curve else b""
-        return replace(contents, progress_png=picture)
+        return page_data.contents(self)
 
     def _read_table(self, name: str) -> list[Record]:
         with _reading(self.path / name) as path:
@@ -244,7 +267,7 @@ class RunFolder:
     def _write_table(self, name: str, types: Mapping[str, pa.DataType], records: Sequence[Mapping[str, Any]]) -> None:
         columns = {
             column: pa.array([missing_if_nan(record.get(column)) for record in records], types.get(column))
-            for column in _columns(records, types)
+            for column in columns_of(records, types)
         }
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink)
@@ -275,15 +298,3 @@ def to_json(value: Any) -> bytes:
     """Readable JSON with sorted keys; ValueError for NaN, which JSON does not have."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8", "replace")  # a command line can hold bytes that are no text
-
-
-def _columns(records: Sequence[Mapping[str, Any]], first: Iterable[str] = COLUMNS) -> list[str]:
-    """The contracted columns, then the others in order of appearance."""
-    return list(dict.fromkeys([*first, *(name for record in records for name in record)]))
-
-
-def pareto_texts(records: Sequence[Record]) -> dict[str, bytes]:
-    """The table as csv, md and tex, with every column."""
-    columns = _columns(records)
-    writers = {"csv": tables.csv_text, "md": tables.markdown, "tex": tables.latex}
-    return {name: write(columns, records).encode() for name, write in writers.items()}

@@ -7,12 +7,13 @@ after them. A row writes itself as a record (a dict by column name); what is mis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from sweeper import latex, tables
 from sweeper.ledger import Cost
 from sweeper.tables import plain
 
@@ -57,6 +58,37 @@ IMPORTANCE_TYPES = {
 }
 HYPERVOLUME_TYPES = {"seconds": pa.float64(), "hypervolume": pa.float64()}
 RUNG_TYPES = {"rung": pa.int64(), "epochs": pa.int64(), "trials": pa.int64(), "spearman": pa.float64()}
+# One row a retraining; `cost` in device-hours is what it alone would have cost from nothing.
+SEED_TYPES = {
+    "role": pa.string(),
+    "rank": pa.int64(),
+    "trial": pa.int64(),
+    "epochs": pa.int64(),
+    "seed": pa.int64(),
+    "accuracy_val": pa.float64(),
+    "accuracy_test": pa.float64(),
+    "gpu_hours": pa.float64(),
+    "gpu_hours_train": pa.float64(),
+}
+# Of the exported student of each row of the front, on test: how many images of a class were taken for which.
+CONFUSION_TYPES = {
+    "rank": pa.int64(),
+    "model": pa.string(),
+    "truth": pa.string(),
+    "taken_for": pa.string(),
+    "images": pa.int64(),
+}
+TEACHER_TYPES = {
+    "teacher": pa.string(),
+    "model": pa.string(),
+    "adapt": pa.string(),
+    "accuracy_val": pa.float64(),
+    "seconds_adapt": pa.float64(),
+    "seconds_targets": pa.float64(),
+    "views_cached": pa.int64(),
+    "views_read": pa.int64(),
+    "device": pa.string(),
+}
 CHARGE_TYPES = {
     "stage": pa.string(),
     "key": pa.string(),
@@ -157,3 +189,15 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     squares = math.fsum((value - mean) ** 2 for value in values)
     return mean, math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan
+
+
+def columns_of(records: Sequence[Mapping[str, Any]], first: Iterable[str] = COLUMNS) -> list[str]:
+    """The contracted columns, then the others in order of appearance."""
+    return list(dict.fromkeys([*first, *(name for record in records for name in record)]))
+
+
+def pareto_texts(records: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The table as csv, md and tex, with every column."""
+    columns = columns_of(records)
+    writers = {"csv": tables.csv_text, "md": tables.markdown, "tex": latex.latex}
+    return {name: write(columns, records).encode() for name, write in writers.items()}

@@ -112,7 +112,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             if name in self.desk.open:
                 self.occupancy.follow(event)
                 if event["type"] == "report":
-                    event = {**event, "config": self.desk.open[name].config}
+                    event = {**event, "trial": self.desk.open[name].number, "config": self.desk.open[name].config}
                     self.desk.report(name, event)
                 elif event.get("is_fatal"):  # the trial has no outcome, and is trained again by the next session
                     raise RunFailed(event["error"])
@@ -194,6 +194,7 @@ def run(desk: Desk, pool: LanePool, epochs: int, hooks: Hooks, work: Path, journ
                     name="search",
                     storage_path=str(work / "tune"),
                     verbose=0,
+                    progress_reporter=tune.CLIReporter(),  # a notebook's would show an empty box
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 ),
             ).fit()

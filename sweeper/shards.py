@@ -25,13 +25,21 @@ from sweeper.errors import SweeperError
 from sweeper.fingerprint import fingerprint
 from sweeper.store import Store
 
-Progress = Callable[[int], None]  # told the number of rows done since the last call
 Summary = dict[str, Any]
 REFUSAL = "refusal"  # the column of a pickled SweeperError
 
 
+class Progress(Protocol):
+    """Told the number of rows that are done since the last call, and of bytes that were written for them."""
+
+    def __call__(self, rows: int, size: int = 0, /) -> None: ...
+
+
 class Worker(Protocol):
-    """A picklable class whose instances turn one batch of rows into written files and a flat summary of scalars."""
+    """A picklable class whose instances turn one batch of rows into written files and a flat summary of scalars.
+
+    The summary has `rows` and `bytes` that were written.
+    """
 
     def __call__(self, rows: pa.Table) -> Summary: ...
 
@@ -73,8 +81,8 @@ def _file_name(name_from: Sequence[Any]) -> str:
 
 def write_rows(
     store: Store, prefix: str, table: pa.Table, name_from: Sequence[Any], note: staged.Note | None = None
-) -> None:
-    """Write rows as one parquet file below a staged prefix, named by what they are.
+) -> int:
+    """Write rows as one parquet file below a staged prefix, named by what they are; returns its bytes.
 
     Args:
         note: what a build that takes the file over has to know besides its rows: what they cost.
@@ -82,6 +90,7 @@ def write_rows(
     buffer = io.BytesIO()
     pq.write_table(staged.with_note(table, note or {}), buffer, compression="zstd", write_page_checksum=True)
     store.write_bytes(prefix, _file_name(name_from), buffer.getvalue())
+    return len(buffer.getvalue())
 
 
 def read_rows(store: Store, prefix: str, name_from: Sequence[Any]) -> pa.Table:
@@ -130,7 +139,7 @@ def run(
         rows: light rows (ids, labels, references); a worker reads heavy data from the store itself. A table is cut into
             batches; several tables are the batches.
         make: builds a worker inside its process; called once for each actor, or once for each task.
-        progress: told `summary["rows"]` as batches come back.
+        progress: told `summary["rows"]` and `summary["bytes"]` as batches come back.
 
     Raises:
         SweeperError: as a worker raised it.
@@ -166,7 +175,7 @@ def run(
                 raise pickle.loads(summary[REFUSAL])
             summaries.append(summary)
             if progress is not None:
-                progress(int(summary["rows"]))
+                progress(int(summary["rows"]), int(summary["bytes"]))
     return summaries
 
 

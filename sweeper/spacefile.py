@@ -99,12 +99,13 @@ def resolved(config: SweepConfig) -> dict[str, Any]:
 
 
 def identity(config: SweepConfig) -> dict[str, Any]:
-    """`resolved` without what cannot change a result: `resources`, and each kind's `EXECUTION_ONLY` fields.
+    """`resolved` without what cannot change a result: `resources`, `track`, and each kind's `EXECUTION_ONLY` fields.
 
     `name` stays in: it names the folder of the results, and two folders with one run id would be ambiguous.
     """
     tree = _without_execution(config, resolved(config))
     del tree["resources"]
+    tree.pop("track", None)
     return tree
 
 

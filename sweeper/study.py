@@ -5,6 +5,8 @@ killed at any moment goes on: finished trials stand, and those that were running
 It is the record alone; samplers are asked in memory (`proposals`). A stopped trial is told with its values and a
 violated constraint, not as complete with an immature accuracy: it informs the sampler and stays out of the front.
 (`OptunaSearch` loses this; a pruned trial without values fills TPE's good set.)
+
+`optuna-dashboard RUN/journal.log` shows it, also while the run goes on.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ class Study:
             sampler=optuna.samplers.RandomSampler(),  # it keeps the record and is asked for nothing
             load_if_exists=True,
         )
+        if self.study.metric_names is None:
+            self.study.set_metric_names(list(config.objectives))  # for optuna-dashboard
         self.study_id = self.storage.get_study_id_from_name(STUDY_NAME)
         earlier = self.study.get_trials(deepcopy=False)
         self.asked = len(earlier)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeper import interrupt, jobs, launcher, submitted
-from sweeper import run as runs
+from sweeper import driver, interrupt, jobs, launcher, submitted
 from sweeper.console import Console
 from sweeper.errors import InputError, RunFailed, SweeperError
 from sweeper.jobs import Interrupted, Jobs
@@ -198,7 +197,7 @@ def _home(mine: Submission, desk: Desk) -> RunFolder | None:
 def _show(home: RunFolder | None, desk: Desk, *, fresh: bool) -> int:
     if home is None or not home.finished:
         raise RunFailed("the job has ended well, and the store does not hold all of its results")
-    runs.show(home, desk.console, fresh=fresh)
+    driver.show(home, desk.console, fresh=fresh)
     return 0
 
 

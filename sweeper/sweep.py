@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from sweeper import adaptations, finalists, harvest, search
 from sweeper.batches import DataRefs, TeacherRefs
-from sweeper.console import Console, LaneView
+from sweeper.console import Console, Search
 from sweeper.desk import Desk
 from sweeper.errors import RunFailed
+from sweeper.follow import Lanes, Trials, label
+from sweeper.journals import STUDY_JOURNAL
 from sweeper.lane import LanePool
 from sweeper.ledger import Cost
+from sweeper.monitor import SEARCH
 from sweeper.plan import Plan, artifact_uses
 from sweeper.prepared import Prepared
 from sweeper.retrainings import Outcomes
 from sweeper.store import Record
 from sweeper.study import Study
+from sweeper.tracking import Tracking
 from sweeper.trial import TrialConfig
 from sweeper.worker import Job
 
@@ -61,8 +65,11 @@ def _teacher_refs(plan: Plan, trial: TrialConfig, sets: Sequence[str]) -> tuple[
 class Sweep:
     """The two parts of a run that train students on lanes."""
 
-    def __init__(self, prepared: Prepared, records: Mapping[str, Record], pool: LanePool, console: Console) -> None:
+    def __init__(
+        self, prepared: Prepared, records: Mapping[str, Record], pool: LanePool, console: Console, tracked: Tracking
+    ) -> None:
         self.prepared, self.records, self.pool, self.console = prepared, records, pool, console
+        self.tracked = tracked
         self.plan, self.config = prepared.plan, prepared.plan.config
         self.device = harvest.device_of(records.values())
 
@@ -87,23 +94,34 @@ class Sweep:
         """Run the search to its end; returns the study."""
         settings, folder = self.config.search, self.prepared.folder
         space = self.prepared.space.space
-        book = Study(folder.path / "journal.log", settings, space, self.config.seed, self.prepared.first_points)
+        book = Study(folder.path / STUDY_JOURNAL, settings, space, self.config.seed, self.prepared.first_points)
         shared = sum(record.charge.seconds for record in self.records.values() if record.charge)
-        with self.console.lanes(self.pool.room, settings.trials, self.device) as view:
-            view.earlier(
-                [
-                    {"trial": t.number, **{k: t.user_attrs["outcome"][k] for k in ("state", "accuracy_val")}}
-                    for t in book.trials()
-                ]
-            )
-            hooks = search.Hooks(make_job=lambda trial: self.job(trial, self.config.seed), on_event=_Follow(view))
-            desk = Desk(book, settings, self.cost, shared)
+        desk, workers = Desk(book, settings, self.cost, shared), self.pool.plan.workers
+        monitor, chance = self.console.monitor, 1 / max(2, len(self.plan.index.class_names))
+        with self.console.search(settings.trials, self.device) as view:
+            self._take_up(book, view)
+            monitor.lanes(self.pool.room)
+            follow = Trials(monitor, view, desk, workers=workers, chance=chance, device=self.device)
+
+            def on_event(event: Mapping[str, Any]) -> None:
+                follow(event)
+                self.tracked(event)
+
+            hooks = search.Hooks(make_job=lambda trial: self.job(trial, self.config.seed), on_event=on_event)
             epochs, rungs = self.prepared.max_epochs, folder.path / "rungs.jsonl"
             ended = search.run(desk, self.pool, epochs, hooks, work, rungs)
         self.console.message(_how_it_ended(ended))
         for line in adaptations.weaker(self.plan, self.records, harvest.candidates(book)):
             self.console.message(line, "yellow")
         return book
+
+    def _take_up(self, book: Study, view: Search) -> None:
+        """Count what earlier sessions of the run did."""
+        outcomes = {trial.number: trial.user_attrs["outcome"] for trial in book.trials()}
+        view.earlier([{"trial": number, **outcome} for number, outcome in outcomes.items()])
+        self.tracked.earlier(book.trials())
+        for outcome in outcomes.values():
+            self.console.monitor.spend(SEARCH, outcome["cost"]["train"], outcome.get("device") or self.device)
 
     def finalists(self, book: Study) -> list[harvest.Final]:
         """Retrain the front and the arms of the ablation; returns them with what they reached."""
@@ -118,12 +136,23 @@ class Sweep:
             entries += finalists.arms(candidates)
         seeds = [self.config.seed + 1 + i for i in range(settings.seeds)]
         outcomes = Outcomes(self.prepared.folder.path / "finalists")
-        total = len({finalists.job_name(e.config, seed, e.epochs) for e in entries for seed in seeds})
+        names = {
+            finalists.job_name(e.config, seed, e.epochs): (f"seed {seed}", label(e.config))
+            for e in entries
+            for seed in seeds
+        }
+        total, monitor = len(names), self.console.monitor
         with self.console.stage("finalists", total, "trainings" if total > 1 else "training") as counter:
+            follow = Lanes(monitor, self.pool.plan.workers, names.get)
+            monitor.lanes(self.pool.room)
+            for outcome in filter(None, map(outcomes.get, names)):
+                counter.spend(outcome["train_seconds"], outcome.get("device") or self.device)
 
             def count(event: Mapping[str, Any]) -> None:
+                follow(event)
                 if event["type"] == "end":
                     counter.advance()
+                    counter.spend(event.get("train_seconds", 0.0), event.get("device") or self.device)
 
             raced = finalists.train(
                 entries,
@@ -148,39 +177,6 @@ class Sweep:
         return finals
 
 
-class _Follow:
-    """Turns the mailbox's events into the live view."""
-
-    def __init__(self, view: LaneView) -> None:
-        self.view = view
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        if event.get("state") == "withdrawn":
-            return
-        job = str(event.get("job", ""))
-        number = int(job.removeprefix("trial-")) if job.startswith("trial-") else None
-        lane = int(event["lane"])
-        if event["type"] == "lane":
-            self.view.update(lane, None, "waiting for a trial", 0, 0, None)
-        elif event["type"] == "left":
-            self.view.update(lane, None, "gone: its node was lost, or nothing was left for it", 0, 0, None)
-        elif event["type"] == "report":
-            name = label(event["config"]) if "config" in event else job
-            self.view.update(lane, number, name, event["epoch"], event["epochs"], event["accuracy_val"])
-        elif event["type"] == "end" and "config" in event:
-            config = cast(TrialConfig, event["config"])
-            hours = event["cost"].as_hours()["gpu_hours"]
-            self.view.finished(
-                event["trial"], event["state"], label(config), event["accuracy_val"], hours, event["error"]
-            )
-
-
 def _how_it_ended(ended: search.Ended) -> str:
     busy = f"; lanes busy {100 * ended.busy:.1f}%" if ended.busy is not None else ""
     return f"search: ended by {ended.why}{busy}"
-
-
-def label(config: TrialConfig) -> str:
-    """A configuration in a few words."""
-    synthetic = f" +{config.synthetic.ratio:g}x {config.synthetic.source}" if config.synthetic.ratio else ""
-    return f"{config.taught_by} > {config.student.model}, {config.loss_name}{synthetic}"

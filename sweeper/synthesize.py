@@ -116,8 +116,8 @@ class GeneratorWorker:
             columns["rejects"] = pa.array([verdict.rejects for verdict in verdicts], pa.int32())
             columns["accepted"] = [verdict.accepted for verdict in verdicts]
         note = {"seconds": timer.seconds, "device": device_name(self.device)}
-        shards.write_rows(self.store, self.prefix, pa.table(columns), [labels, indices], note)
-        return {"rows": len(rows)}
+        size = shards.write_rows(self.store, self.prefix, pa.table(columns), [labels, indices], note)
+        return {"rows": len(rows), "bytes": size}
 
     def _verdicts(self, labels: Sequence[int], indices: Sequence[int]) -> list[Verdict]:
         def draw(numbers: Sequence[int], attempts: Sequence[int]) -> list[bytes]:

@@ -1,7 +1,7 @@
-"""Rows as text: figures with their units, the tables that people read, and csv, Markdown and LaTeX.
+"""Rows as text: figures with their units, the tables that people read, and csv and Markdown (`latex` has the rest).
 
 A row comes as a record (a mapping with the names of `results.COLUMNS`). `pareto`, `ablation` and `runs` choose what a
-reader needs and word it; the terminal and the HTML report lay out the same cells. `csv_text`, `markdown` and `latex`
+reader needs and word it; the terminal and the HTML report lay out the same cells. `csv_text` and `markdown`
 write every column under its contracted name. Nothing here depends on a locale, the time or a terminal: equal records
 give equal bytes.
 """
@@ -19,19 +19,12 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
+UNIT_STEP = 1000.0  # from kB to MB
 SECONDS_BELOW_HOURS = 0.1  # costs that are all below six minutes are shown in seconds: 0.0031 h says nothing
+STAGE_TITLES = {"adapt": "teachers"}  # where people read of them; the others go by their names
 ON_FRONT, SAVING = "on the front", "saving"
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
 _FORMULA = ("=", "+", "-", "@")
-_LATEX = {
-    "[": "{[}",  # after the end of a row it would be the option of the line break
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    **{char: "\\" + char for char in "&%$#_{}"},
-}
 
 
 @dataclass(frozen=True)
@@ -88,6 +81,14 @@ def params_text(count: int) -> str:
     if count < 1000:
         return str(count)
     return significant(count / 1e3, 3) + "k" if count < 1e6 else significant(count / 1e6, 3) + "M"
+
+
+def bytes_text(count: int) -> str:
+    """`912 B`, `17.4 kB`, `5.23 MB`, `1.20 TB`."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= UNIT_STEP and len(units) > 1:
+        value, units = value / UNIT_STEP, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{significant(value, 3)} {units[0]}"
 
 
 def accuracy_text(mean: float | None, std: float | None = None) -> str:
@@ -170,6 +171,23 @@ def ablation(records: Sequence[Record]) -> TextTable:
     )
 
 
+def trials(records: Sequence[Record], unit: str, factor: float) -> TextTable:
+    """One line a trial of the search; costs in `unit`, which is `factor` of a device-hour."""
+    rows = [
+        (
+            *(plain(r[name]) for name in ("trial", "teacher", "student", "loss")),
+            ratio_text(r["synthetic_ratio"]),
+            str(r["epochs"]),
+            plain(r["state"]),
+            accuracy_text(r["accuracy_val"]),
+            significant(r["gpu_hours"] * factor, 3),
+        )
+        for r in records
+    ]
+    headers = ("trial", "teacher", "student", "loss", "synth", "epochs", "state", "val", unit)
+    return TextTable(headers, tuple(rows), frozenset({"trial", "synth", "epochs", "val", unit}))
+
+
 def runs(records: Sequence[Record]) -> TextTable:
     """One line a run, from the records of `results.list_runs`."""
     rows = [
@@ -209,7 +227,7 @@ def csv_text(columns: Sequence[str], records: Sequence[Record]) -> str:
     return buffer.getvalue()
 
 
-def _short(name: str, value: object) -> str:
+def short(name: str, value: object) -> str:
     """One cell of the Markdown and LaTeX tables: 4 decimals for accuracies, 4 significant digits for costs."""
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -220,15 +238,15 @@ def _short(name: str, value: object) -> str:
     return "" if value is None else " ".join(plain(value).split())
 
 
-def _is_numeric(records: Sequence[Record], name: str) -> bool:
+def is_numeric(records: Sequence[Record], name: str) -> bool:
     values = [record[name] for record in records if record.get(name) is not None]
     return bool(values) and all(isinstance(value, (int, float)) for value in values)
 
 
 def markdown(columns: Sequence[str], records: Sequence[Record]) -> str:
     """A table of GitHub's Markdown. Cells are escaped: no markup or HTML of a name takes effect."""
-    rules = ["---:" if _is_numeric(records, name) else ":---" for name in columns]
-    body = [[markdown_escape(_short(name, record.get(name))) for name in columns] for record in records]
+    rules = ["---:" if is_numeric(records, name) else ":---" for name in columns]
+    body = [[markdown_escape(short(name, record.get(name))) for name in columns] for record in records]
     lines = [[markdown_escape(name) for name in columns], rules, *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -238,19 +256,3 @@ def markdown_escape(text: str) -> str:
     text = re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
     # An underscore inside a word is only itself; the names of columns must stay as they are.
     return re.sub(r"(?<![^\W_])_+|_+(?![^\W_])", lambda run: "\\_" * len(run[0]), text)
-
-
-def latex(columns: Sequence[str], records: Sequence[Record]) -> str:
-    """A booktabs `tabular`: `\\input` it below `\\usepackage{booktabs}`, in a float or a standalone document."""
-    align = "".join("r" if _is_numeric(records, name) else "l" for name in columns)
-    body = [[_latex_escape(_short(name, record.get(name))) for name in columns] for record in records]
-    head = " & ".join(map(_latex_escape, columns))
-    rows = "".join(f"  {' & '.join(row)} \\\\\n" for row in body)
-    return (
-        f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{align}}}\n  \\toprule\n  {head} \\\\\n  \\midrule\n"
-        f"{rows}  \\bottomrule\n\\end{{tabular}}\n"
-    )
-
-
-def _latex_escape(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)

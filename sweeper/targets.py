@@ -89,7 +89,7 @@ class TargetsWorker:
         return self._images[1], self._images[2]
 
     def __call__(self, rows: pa.Table) -> Summary:
-        summary: Summary = {"rows": 0, "cosine": 1.0}
+        summary: Summary = {"rows": 0, "bytes": 0, "cosine": 1.0}
         groups = list(zip(rows["images"].to_pylist(), rows["file"].to_pylist(), strict=True))
         for key, file in dict.fromkeys(groups):
             wanted = rows.filter(np.array([group == (key, file) for group in groups]))
@@ -101,13 +101,14 @@ class TargetsWorker:
                 if stored is None:
                     raise RunFailed(f"store: {self.store.uri}/{file} was damaged since this run began; run again")
             else:
-                stored = self._one_set(key, ids, images_BCHW)
+                stored, written = self._one_set(key, ids, images_BCHW)
                 summary["rows"] += len(stored)
+                summary["bytes"] += written
             summary["cosine"] = min(summary["cosine"], self._live_cosine(stored, ids, images_BCHW, whole=bool(file)))
         return summary
 
-    def _one_set(self, key: str, ids: Sequence[str], images_BCHW: torch.Tensor) -> pa.Table:
-        """Compute and write the rows of these images; returns them as they then lie in the store."""
+    def _one_set(self, key: str, ids: Sequence[str], images_BCHW: torch.Tensor) -> tuple[pa.Table, int]:
+        """Compute and write the rows of these images; returns them as they then lie in the store, and their bytes."""
         num_views = self.spec.views.per_image
         keys_N = np.array([views.sample_key(s) for s in ids], dtype=np.uint64)
         view_V = np.arange(num_views)
@@ -136,8 +137,8 @@ class TargetsWorker:
                 columns[f"{name}.{column}"] = fixed_lists(joined, pa.float16())
             seconds[name] = timer.seconds
         note = {"seconds": seconds, "device": device_name(self.device), "targets": dict(self.spec.targets.get(key, {}))}
-        shards.write_rows(self.store, self.spec.prefixes[key], pa.table(columns), ids, note)
-        return shards.read_rows(self.store, self.spec.prefixes[key], ids)
+        size = shards.write_rows(self.store, self.spec.prefixes[key], pa.table(columns), ids, note)
+        return shards.read_rows(self.store, self.spec.prefixes[key], ids), size
 
     def _live_cosine(self, stored: pa.Table, ids: Sequence[str], images_BCHW: torch.Tensor, *, whole: bool) -> float:
         """The least cosine between rows of a file as it lies in the store and a live forward of the same views.

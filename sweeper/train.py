@@ -20,7 +20,7 @@ from sweeper import student as students
 from sweeper.averaging import WeightAverage
 from sweeper.batches import ImageSplit, TrialData
 from sweeper.checkpoints import Checkpoints, Slot, load_moments, moments, packed, state_of
-from sweeper.evaluate import accuracy
+from sweeper.evaluate import Confusion, accuracy, accuracy_of, confusion
 from sweeper.feeding import BatchStream
 from sweeper.gradient import Gradient
 from sweeper.learning_rate import learning_rate_factor
@@ -199,18 +199,19 @@ class Trainer:
             pretrain_seconds=self.pretrain_seconds,
         )
 
-    def outcome(self, state: str, accuracy_test: float | None, model: dict[str, bytes]) -> Outcome:
+    def outcome(self, state: str, test: Confusion | None, model: dict[str, bytes]) -> Outcome:
         """How the trial ended."""
         return Outcome(
             state=state,
             epochs=self.epoch,
             accuracy_val=self.last_accuracy,
-            accuracy_test=accuracy_test,
+            accuracy_test=None if test is None else accuracy_of(test),
             train_seconds=self.seconds,
             params=self.student.num_parameters,
             pretrain_seconds=self.pretrain_seconds,
             parts=self.gradient.parts,
             curve=self.curve,
+            confusion=test or [],
             model=model,
         )
 
@@ -262,7 +263,7 @@ def fit(
             how = "stopped"
             break
         checkpoints.after_epoch(trainer.epoch, last, trainer.state_bytes)
-    test = accuracy(trainer.result, data.test.to(device)) if with_test and data.test is not None else None
+    test = confusion(trainer.result, data.test.to(device)) if with_test and data.test is not None else None
     exported = students.export(trainer.result, data.class_names) if keep_model and world.rank == 0 else {}
     return trainer.outcome(how, test, exported)
 

@@ -24,6 +24,7 @@ NO_EMBEDDING = "none"
 NO_POOL = "none"
 MAX_COUNT = 10**9  # a typo beyond it would end in an overflow far from its cause
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Labels = Literal["hard", "teacher", "none"]
 
 
 def _without_alias(value: Any) -> Any:
@@ -58,7 +59,9 @@ class SyntheticUse(Settings):
 
     source: str | None = None
     ratio: NonNegative = 0.0
-    labels: Annotated[Literal["hard", "teacher", "none"], BeforeValidator(_without_alias)] = "hard"
+    labels: Annotated[
+        Labels, BeforeValidator(_without_alias, json_schema_input_type=Labels | Literal["distill_only"])
+    ] = "hard"
     embedding: Literal["same", "align_only", "none"] = "same"
     weight: Positive = 1.0
 

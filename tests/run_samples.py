@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from sweeper.ledger import Charge, Cost
 from sweeper.results import FinalRow, RunFolder, TrialRow
@@ -35,7 +38,7 @@ def trial_row(trial: int, **changes: Any) -> TrialRow:
         "params": 338_964,
         "device": "cpu",
         "state": "completed" if trial % 5 else "stopped",
-        "config": {"teacher": teacher, "train": {"lr": 1e-3, "epochs": 40}},
+        "config": {"teacher": teacher, "train": {"lr": 1e-3 * (1 + trial % 7), "epochs": 40}},
     }
     return TrialRow(**{**values, **changes})
 
@@ -89,8 +92,82 @@ def charges() -> list[Charge]:
     return [Charge(stage=stage, key=key, seconds=s, device="cpu", units=n) for stage, key, s, n in made]  # type: ignore[arg-type]
 
 
+def seed_records() -> list[dict[str, Any]]:
+    """Three retrainings of each row of `final_rows`, around its figures."""
+    found = []
+    for row in (final_row.record() for final_row in final_rows()):
+        for seed, off in ((1, -0.004), (2, 0.0), (3, 0.004)):
+            same = {name: row[name] for name in ("rank", "trial", "epochs", "gpu_hours", "gpu_hours_train")}
+            scores = {"accuracy_val": row["accuracy_val"] + off, "accuracy_test": row["accuracy_test"] + off}
+            found.append({"role": "front", "seed": seed, **same, **scores})
+    return found
+
+
+def confusion_records(names: tuple[str, ...] = ("cat", NASTY, "dog")) -> list[dict[str, Any]]:
+    """Of row 1: each class is taken for the next one now and then, the last one most often."""
+    found = []
+    for number, name in enumerate(names):
+        wrong = 2 * number
+        for taken, images in ((name, 20 - wrong), (names[(number + 1) % len(names)], wrong)):
+            if images:
+                found.append({"rank": 1, "model": "3", "truth": name, "taken_for": taken, "images": images})
+    return found
+
+
+def teacher_records() -> list[dict[str, Any]]:
+    costs = {"seconds_adapt": 1.3, "seconds_targets": 2.7, "device": "cpu"}
+    reads = {"views_cached": 8000, "views_read": 80_000}
+    return [
+        {"teacher": name, "model": NASTY, "adapt": "linear_probe", "accuracy_val": 0.97, **costs, **reads}
+        for name in ("cnn", "vit")
+    ]
+
+
+def curve_records() -> list[dict[str, Any]]:
+    """Five epochs of every trial that came so far."""
+    found = []
+    for row in (trial.record() for trial in trial_rows()):
+        for epoch in range(1, 6) if row["accuracy_val"] is not None else ():
+            reached = {"accuracy_val": row["accuracy_val"] * (1 - 0.5**epoch), "loss": 1.0 / epoch}
+            cost = {"train_seconds": 0.2 * epoch, "gpu_hours": row["gpu_hours"] * (0.5 + 0.1 * epoch)}
+            found.append({"trial": row["trial"], "epoch": epoch, **reached, **cost, "on_front": False})
+    return found
+
+
+FORECAST: dict[str, Any] = {
+    "missing": [],
+    "forecast": {
+        stage: {"seconds": s, "wall_s": s} for stage, s in (("targets", 3.0), ("search", 8.0), ("total", 11.0))
+    },
+    "fact": {stage: {"seconds": s, "wall_s": s} for stage, s in (("targets", 2.7), ("search", 9.4), ("total", 12.1))},
+}
+
+
+def write_full_run(path: Path, *, name: str = "tiny") -> RunFolder:
+    """`write_run` with what a page shows besides: curves, seeds, mistakes, teachers, forecast, contact sheets."""
+    run = _written(path, name)
+    run.write_curves(curve_records())
+    run.write_finalists(seed_records())
+    run.write_confusion(confusion_records())
+    run.write_teachers(teacher_records())
+    run.write_forecast(FORECAST)
+    for sheet in ("real", f"synthetic-{re.sub('[^a-z]', '_', NASTY)}"):
+        Image.new("RGB", (40, 20), "teal").save(path / f"{sheet}.png")
+    return _closed(run)
+
+
 def write_run(path: Path, *, name: str = "tiny") -> RunFolder:
     """All files of a finished run."""
+    return _closed(_written(path, name))
+
+
+def _closed(run: RunFolder) -> RunFolder:
+    run.write_report()
+    run.finish({"seconds": 12.5})
+    return run
+
+
+def _written(path: Path, name: str) -> RunFolder:
     run = RunFolder(path)
     run.write_space({"name": name, "seed": 0, "trial": {"teacher": {"choice": list(TEACHERS)}}})
     run.write_trials(trial_rows())
@@ -99,6 +176,4 @@ def write_run(path: Path, *, name: str = "tiny") -> RunFolder:
     run.write_pareto(final_rows())
     run.write_ablation(ablation_rows())
     run.write_environment(device="cpu", facts={"dataset": "40 images", "classes": ["cat", NASTY]})
-    run.write_report()
-    run.finish({"seconds": 12.5})
     return run

@@ -75,9 +75,15 @@ class Counted:
     total: int
     unit: str
     done: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
 
-    def advance(self, count: int = 1) -> None:
+    def advance(self, count: int = 1, size: int = 0) -> None:
         self.done += count
+        self.bytes += size
+
+    def spend(self, seconds: float, device: str) -> None:
+        self.seconds += seconds
 
 
 class Stages:

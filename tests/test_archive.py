@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from run_samples import cost, final_row, write_run
+from run_samples import write_run
 
-from sweeper.archive import FORMATS, compare, export, find_run, list_runs
+from sweeper.archive import FORMATS, export, find_run, list_runs
 from sweeper.errors import InputError
 from sweeper.results import RunFolder
 
@@ -54,28 +54,13 @@ def test_without_runs_the_message_says_how_to_make_one(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nowhere") == []
 
 
-def test_compare_measures_both_fronts_up_to_one_budget(results: Path) -> None:
-    cheap, dear = RunFolder(results / "digits/aaa111"), RunFolder(results / "flowers/bbb333")
-    cheap.write_pareto([final_row(1, accuracy_val=0.8, cost=cost(3600.0, taught=False))])
-    dear.write_pareto(
-        [
-            final_row(1, accuracy_val=0.9, cost=cost(4 * 3600.0, taught=False)),
-            final_row(2, accuracy_val=0.6, cost=cost(2 * 3600.0, taught=False)),
-        ]
-    )
-    found = compare(cheap, dear)
-    assert found.reference_hours == pytest.approx(4.0)
-    assert found.mean_accuracy == pytest.approx((0.8 * 3 / 4, 0.6 * 2 / 4))
-    assert found.differences == [("name", "digits", "flowers")]
-
-
 def test_export_writes_every_format_from_the_stored_rows(tmp_path: Path) -> None:
     run = write_run(tmp_path / "tiny" / "a1")
     paths = export(run, FORMATS, tmp_path / "out")
     assert sorted(path.name for path in paths) == sorted(
         [*(f"pareto.{name}" for name in FORMATS if name != "html"), "report.html"]
     )
-    for name in ("pareto.csv", "pareto.md", "pareto.tex", "pareto.parquet", "pareto.png", "report.html"):
+    for name in ("pareto.csv", "pareto.md", "pareto.tex", "pareto.parquet", "pareto.png", "pareto.pdf", "report.html"):
         assert (tmp_path / "out" / name).read_bytes() == (run.path / name).read_bytes()
     document = json.loads((tmp_path / "out" / "pareto.json").read_text())
     assert document["pareto"] == run.read_pareto() == pq.read_table(tmp_path / "out" / "pareto.parquet").to_pylist()
@@ -86,6 +71,6 @@ def test_export_refuses_what_it_cannot_do(results: Path) -> None:
     run = RunFolder(results / "digits/aaa111")
     with pytest.raises(InputError, match="no Pareto table yet"):
         export(run)
-    with pytest.raises(InputError, match="'pdf' is not a format"):
-        export(run, ["pdf"])
+    with pytest.raises(InputError, match="'docx' is not a format"):
+        export(run, ["docx"])
     assert sorted(path.name for path in run.path.iterdir()) == ["space.yaml"]

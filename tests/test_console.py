@@ -4,13 +4,18 @@ import io
 import os
 import re
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from run_samples import STUDENTS, ablation_rows, final_row, final_rows
 
-from sweeper.console import Console, runs_table
-from sweeper.tally import Tally
+from sweeper import status
+from sweeper.console import Console
+from sweeper.errors import RunFailed
+from sweeper.layout import runs_table
+from sweeper.status import LaneStatus
 
 NASTY = "[red]\x1b[31mboo\x07[/red]"
 
@@ -36,12 +41,11 @@ def _use(console: Console) -> None:
     with console.stage("images", 10, "images") as stage:
         stage.advance(4)
         stage.update(10)
-    with console.lanes(2, total=3) as view:
-        view.update(0, 7, f"cnn > test_resnet {NASTY}", 3, 40, 0.9)
+    with console.search(total=3) as view:
+        console.monitor.lane(LaneStatus(lane=0, job="trial 7", label=f"cnn > test_resnet {NASTY}", epoch=3, epochs=40))
         view.finished(7, "completed", "cnn > test_resnet", 0.947, 0.001)
         view.finished(8, "stopped", "vit > test_vit", 0.5, 0.001)
         view.finished(9, "failed", NASTY, None, 0.0001, error="loss is NaN\nat step 3")
-        view.progress(3, 3)
     console.table([row.record() for row in final_rows()])
     console.ablation([row.record() for row in ablation_rows()])
 
@@ -137,18 +141,32 @@ def test_a_stage_that_fails_says_so_and_raises() -> None:
     assert "targets: not finished, left after" in out.getvalue()
 
 
-def test_more_lanes_than_the_screen_has_lines_leave_room_for_the_summary() -> None:
-    out = _Terminal()
-    console = Console(stream=out)
-    with console.lanes(40, total=100) as view:
-        for lane in range(40):
-            view.update(lane, lane, "cnn > test_vit", 1, 40, None)
-        rows = view.render().row_count
-        console.show(view.render())
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    assert rows == 3
-    assert "and 20 more lanes" in text
-    assert "0/100 trials" in text
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (None, status.FINISHED, ""),
+        (KeyboardInterrupt(), status.INTERRUPTED, ""),
+        (RunFailed("no room\nat all"), status.FAILED, "no room at all"),
+        (ValueError("odd"), status.FAILED, "ValueError: odd"),
+    ],
+)
+def test_a_run_keeps_how_it_ended_in_its_folder(
+    tmp_path: Path, error: BaseException | None, state: str, reason: str
+) -> None:
+    console = Console(stream=io.StringIO())
+
+    def work() -> None:
+        with console.run(tmp_path) as monitor:
+            monitor.expect("digits/abc", {}, "cpu")
+            console.message("a line")
+            if error is not None:
+                raise error
+
+    with nullcontext() if error is None else pytest.raises(type(error)):
+        work()
+    found = status.read(tmp_path / status.FILE)
+    assert found is not None
+    assert (found.label, found.state, found.reason, found.lines) == ("digits/abc", state, reason, ("a line",))
 
 
 def test_a_class_name_that_the_stream_cannot_encode_does_not_end_the_run() -> None:
@@ -161,7 +179,7 @@ def test_a_class_name_that_the_stream_cannot_encode_does_not_end_the_run() -> No
 
 def test_the_view_may_be_used_from_threads() -> None:
     console = Console(quiet=True, stream=io.StringIO())
-    with console.lanes(4, total=400) as view:
+    with console.search(total=400) as view:
         threads = [
             threading.Thread(
                 target=lambda start=start: [
@@ -174,7 +192,7 @@ def test_the_view_may_be_used_from_threads() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert view.summary() == "400/400 trials, 0 stopped, 0 failed, best 0.998 (trial 399)"
+    assert console.monitor.summary() == "400/400 trials, 0 stopped, 0 failed, best 0.998 (trial 399)"
 
 
 def test_runs_are_listed() -> None:
@@ -198,46 +216,3 @@ def test_runs_are_listed() -> None:
         "10:00",
         "UTC",
     ]
-
-
-def test_time_left_counts_this_sessions_pace_only() -> None:
-    now = [100.0]
-    tally = Tally(total=20, clock=lambda: now[0])
-    for trial in range(10):
-        tally.count(trial, "completed", 0.5)
-    tally.rebase()
-    assert tally.seconds_left() is None
-    now[0] = 130.0
-    for trial in (10, 11, 12):
-        tally.count(trial, "stopped", 0.9)
-    assert tally.seconds_left() == pytest.approx(70.0)
-    assert tally.summary() == "13/20 trials, 3 stopped, 0 failed, best 0.900 (trial 10), 1 min 10 s left"
-
-
-def test_the_budget_that_ends_first_sets_the_time_left() -> None:
-    now = [0.0]
-    tally = Tally(clock=lambda: now[0])
-    tally.progress(0, None, fraction=0.0)
-    now[0] = 10.0
-    tally.count(0, "completed", 0.5)
-    tally.progress(1, None, fraction=0.25)
-    assert tally.seconds_left() == pytest.approx(30.0)
-    tally.progress(1, 3, fraction=0.25)
-    assert tally.seconds_left() == pytest.approx(20.0)
-
-
-def test_a_failed_or_missing_accuracy_is_never_the_best() -> None:
-    tally = Tally()
-    for trial, (state, accuracy) in enumerate([("failed", 0.99), ("completed", float("nan")), ("stopped", 0.3)]):
-        tally.count(trial, state, accuracy)
-    assert tally.best == (0.3, 2)
-
-
-def test_progress_and_finished_do_not_count_a_trial_twice() -> None:
-    tally = Tally(total=5)
-    tally.count(0, "completed", 0.5)
-    tally.progress(1, 5)
-    tally.count(1, "completed", 0.5)
-    assert tally.position() == "2/5"
-    tally.progress(2, 5)
-    assert tally.position() == "2/5"

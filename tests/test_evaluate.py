@@ -9,7 +9,7 @@ from torch import nn
 
 from sweeper import student as students
 from sweeper.batches import ImageSplit
-from sweeper.evaluate import accuracy
+from sweeper.evaluate import accuracy, accuracy_of, confusion
 from sweeper.student import StudentOutput
 from sweeper.trial import StudentConfig
 
@@ -71,3 +71,23 @@ def test_the_student_is_left_as_it_was(training: bool) -> None:
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
     assert torch.equal(rng, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 512])
+def test_mistakes_are_counted_by_class_and_come_to_the_accuracy(batch_size: int) -> None:
+    split = colour_split(9)  # three of each class, all of them recognised
+    labels_B = split.labels_B.clone()
+    labels_B[0] = (labels_B[0] + 1) % 3
+    wrong = ImageSplit(split.images_BCHW, labels_B)
+    found = confusion(BrightestChannel(), wrong, batch_size)
+    truth, taken = int(labels_B[0]), int(split.labels_B[0])
+    assert (truth, taken, 1) in found
+    assert sum(count for _, _, count in found) == 9
+    assert found == sorted(found)
+    assert accuracy_of(found) == accuracy(BrightestChannel(), wrong, batch_size) == pytest.approx(8 / 9)
+
+
+def test_an_empty_split_has_no_mistakes() -> None:
+    split = colour_split(3)
+    assert confusion(BrightestChannel(), ImageSplit(split.images_BCHW[:0], split.labels_B[:0])) == []
+    assert accuracy_of([]) == 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def finished(base: Path, **search: Any) -> Run:
     for entry in entries:
         for seed in SEEDS:
             outcome = {"accuracy_val": 0.6 + seed / 100, "accuracy_test": 0.5 + seed / 10, "train_seconds": 50.0 * seed}
-            outcome["pretrain_seconds"] = 10.0 * seed
+            outcome |= {"pretrain_seconds": 10.0 * seed, "confusion": [[0, 0, 2], [1, 0, seed], [2, 2, 3]]}
             model = {"config.json": b"{}", "model.safetensors": f"{entry.trial} {seed}".encode()}
             name = finalists.job_name(entry.config, seed, entry.epochs)
             outcomes.put(name, {**outcome, "epochs": entry.epochs, "params": 1234, "model": model})
@@ -130,6 +130,8 @@ def finished(base: Path, **search: Any) -> Run:
     folder.write_space({"name": "tiny", "trial": config.trial})
     assert not folder.finished
     harvest.write(folder, plan, records, book, finals)
+    folder.write_report()
+    folder.finish()
     return Run(folder, plan, records, book, finals)
 
 
@@ -144,9 +146,10 @@ def test_the_sample_has_what_matters(run: Run) -> None:
 def test_every_file_is_there_and_the_run_is_finished(run: Run) -> None:
     assert run.folder.finished
     names = {p.name for p in run.folder.path.iterdir()}
-    texts = {f"pareto.{ext}" for ext in ("csv", "md", "tex", "parquet", "png")}
+    texts = {f"pareto.{ext}" for ext in ("csv", "md", "tex", "parquet", "png", "pdf")}
     arms = {f"ablation.{ext}" for ext in ("csv", "md", "parquet")}
     tables = {"trials.parquet", "curves.parquet", "ledger.parquet", "hypervolume.parquet", "space.yaml"}
+    tables |= {"finalists.parquet", "confusion.parquet", "teachers.parquet"}
     assert names == {*texts, *arms, *tables, "environment.json", "report.html", "models", "done.json"}
     front = {str(final.entry.trial) for final in run.finals if final.entry.role == "front"}
     assert {p.name for p in (run.folder.path / "models").iterdir()} == front
@@ -253,6 +256,63 @@ def test_pareto_rows_are_ranked_and_tested(run: Run) -> None:
     assert [row["gpu_hours_synthetic"] > 0 for row in arms] == [True, False, False]
 
 
+def test_every_retraining_is_kept_by_seed(run: Run) -> None:
+    found = run.folder.read_finalists()
+    assert len(found) == len(run.finals) * len(SEEDS)
+    ranks = {(row["trial"], row["epochs"]): row["rank"] for row in run.folder.read_pareto()}
+    for record in found:
+        seed = record["seed"]
+        assert (record["accuracy_val"], record["accuracy_test"]) == (0.6 + seed / 100, 0.5 + seed / 10)
+        assert record["gpu_hours_train"] * 3600 == pytest.approx(50 * seed)
+        is_front = record["role"] == "front"
+        assert record["rank"] == (ranks[record["trial"], record["epochs"]] if is_front else None)
+    for row in run.folder.read_pareto():
+        own = [record["gpu_hours"] for record in found if record["rank"] == row["rank"]]
+        assert math.fsum(own) / len(own) == pytest.approx(row["gpu_hours"])
+
+
+def test_mistakes_are_those_of_the_exported_student_of_each_row(run: Run) -> None:
+    found = run.folder.read_confusion()
+    for row in run.folder.read_pareto():
+        own = [(r["truth"], r["taken_for"], r["images"]) for r in found if r["rank"] == row["rank"]]
+        assert own == [("red", "red", 2), ("green", "red", 2), ("blue", "blue", 3)], "of seed 2, best on validation"
+        assert {r["model"] for r in found if r["rank"] == row["rank"]} == {row["model"]}
+    assert {r["rank"] for r in found} == {row["rank"] for row in run.folder.read_pareto()}
+
+
+def test_a_run_that_began_before_mistakes_were_kept_has_none(run: Run, tmp_path: Path) -> None:
+    """An earlier version's retrainings are not done again."""
+    folder = RunFolder(tmp_path / "tiny" / "old")
+    old = Outcomes(tmp_path / "finalists")
+    for final in run.finals:
+        for seed in SEEDS:
+            name = finalists.job_name(final.entry.config, seed, final.entry.epochs)
+            outcome = final.outcomes.get(name) or {}
+            outcome.pop("confusion", None)
+            old.put(name, {**outcome, "model": final.outcomes.model(name)})
+    finals = [replace(final, outcomes=old) for final in run.finals]
+    harvest.write(folder, run.plan, run.records, run.book, finals)
+    assert folder.read_confusion() == []
+    assert folder.read_finalists() == run.folder.read_finalists()
+
+
+def test_teachers_say_what_their_cache_cost_and_how_often_it_was_read(run: Run) -> None:
+    (found,) = run.folder.read_teachers()
+    assert {name: found[name] for name in ("teacher", "adapt", "accuracy_val", "device")} == {
+        "teacher": "cnn", "adapt": "linear_probe", "accuracy_val": 0.625, "device": DEVICE,
+    }  # fmt: skip
+    assert (found["seconds_adapt"], found["seconds_targets"]) == (100.0, 80.0)
+    assert found["views_cached"] == sum(item.units for item in run.plan.targets.values())
+    reads = 0
+    trainings = [(run.config(t), t.user_attrs["outcome"]["epochs"]) for t in run.book.trials()]
+    trainings += [(f.entry.config, f.entry.epochs) for f in run.finals for _ in SEEDS]
+    for config, epochs in trainings:
+        images = run.plan.num_train + run.plan.num_synthetic(config)
+        batch = config.train.batch_size
+        reads += epochs * batch * max(1, round((config.train.epoch_size or images) / batch)) * (config.teacher == "cnn")
+    assert found["views_read"] == reads > 0
+
+
 def test_a_finalist_shares_artifacts_with_the_search(run: Run) -> None:
     """Amortised, it pays its training and of each artifact as large a part as it has of all that was used."""
     searched = [artifact_uses(run.plan, run.config(t), run.records) for t in run.book.trials()]
@@ -317,7 +377,7 @@ def test_the_device_is_the_artifacts(run: Run) -> None:
 def test_writing_again_changes_nothing(run: Run) -> None:
     """A run that is killed while it writes its results writes them again."""
     stable = [p for p in sorted(run.folder.path.rglob("*")) if p.suffix in (".csv", ".md", ".tex", ".parquet")]
-    assert len(stable) == 4 + 4 + 3, "trials, curves, ledger, hypervolume; pareto; ablation"
+    assert len(stable) == 4 + 4 + 3 + 3, "trials, curves, ledger, hypervolume; pareto; ablation; tested and teachers"
     before = {p: p.read_bytes() for p in stable}
     harvest.write(run.folder, run.plan, run.records, run.book, run.finals)
     assert {p: p.read_bytes() for p in stable} == before

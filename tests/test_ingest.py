@@ -20,11 +20,11 @@ from PIL import Image
 from sweeper import duplicates, ingest, shards
 from sweeper.console import Console
 from sweeper.datasets import DatasetIndex, digits, image_folder, unlabelled_folder
+from sweeper.driver import _report
 from sweeper.errors import InputError, RunFailed
 from sweeper.ingest import ImageWorker, build
 from sweeper.pixels import fit_square
 from sweeper.plan import Artifact, artifact
-from sweeper.run import _report
 from sweeper.store import Store
 
 
@@ -87,9 +87,11 @@ def test_every_image_once_in_the_order_of_the_index(
 ) -> None:
     monkeypatch.setattr(ingest, "MIN_BLOCK_ROWS", 30)
     index = image_folder.index(folder, 0)
-    wanted, told = asked_for(index), list[int]()
-    record = build(store, wanted, folder, index, progress=told.append)
-    assert told == [30] * 6 + [20]
+    wanted, told = asked_for(index), list[tuple[int, int]]()
+    record = build(store, wanted, folder, index, progress=lambda rows, size: told.append((rows, size)))
+    assert sorted(rows for rows, _ in told) == [20] + [30] * 6
+    (digests,) = [file for file in record.files if file.name.endswith(duplicates.FILE)]
+    assert sum(size for _, size in told) == sum(file.size for file in record.files) - digests.size
     assert (record.key, record.kind, record.rows, record.charge) == (wanted.key, "images", 200, None)
     assert len(record.files) == 7 + 1  # and the digests
     assert record.meta == {

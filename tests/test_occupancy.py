@@ -47,3 +47,19 @@ def test_a_job_that_a_restarted_lane_takes_up_again_and_one_that_never_began() -
         ("end", "0", "a", 20.0, 15.0),
     )
     assert found.share == 0.75
+
+
+def test_a_lanes_own_share_counts_the_job_under_way() -> None:
+    occupancy = Occupancy()
+    assert occupancy.of("0") is None
+    follow(occupancy, ("start", "0", "a", 10.0, None))
+    assert occupancy.of("0") is None
+    follow(occupancy, ("report", "0", "a", 20.0, 6.0))
+    assert occupancy.of("0") == pytest.approx(0.6)
+    follow(occupancy, ("end", "0", "a", 30.0, 14.0))
+    assert occupancy.of("0") == pytest.approx(0.7)
+    follow(
+        occupancy, ("start", "0", "b", 40.0, None), ("report", "0", "b", 50.0, 10.0), ("start", "1", "c", 40.0, None)
+    )
+    assert occupancy.of("0") == pytest.approx(24 / 40)
+    assert occupancy.share == pytest.approx(14 / 20)

@@ -12,8 +12,10 @@ from small_sweep import write_space
 from test_forecast import made_up, row
 
 from sweeper import forecast
-from sweeper.console import Console, fitted
-from sweeper.plan_table import bytes_text, plan_table
+from sweeper.console import Console
+from sweeper.layout import fitted
+from sweeper.plan_table import plan_table
+from sweeper.tables import bytes_text
 
 ROWS = (
     row("images", 0.0, basis=forecast.NO_DEVICE, start_s=10.0),

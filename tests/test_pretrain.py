@@ -52,6 +52,7 @@ from sweeper.store import Record, Store
 from sweeper.study import Study
 from sweeper.sweep import Sweep, data_refs, pool_refs
 from sweeper.teachers import timm as timm_teacher
+from sweeper.tracking import Tracking
 from sweeper.train import Trainer, World, fit
 from sweeper.trial import NO_TEACHER, Pretrain, StudentConfig, TrialConfig
 from sweeper.worker import Job
@@ -773,7 +774,8 @@ def swept(built: Built, pool: LanePool, tmp_path_factory: pytest.TempPathFactory
     space = load(folder, yaml.safe_dump(swept_tree(built.generator), sort_keys=False))
     found, stages = prepare(space, options), Stages()
     records = artifacts.build(found.plan, found.store, stages)
-    sweep = Sweep(found, records, pool, Console(quiet=True, stream=io.StringIO(), errors=io.StringIO()))
+    console = Console(quiet=True, stream=io.StringIO(), errors=io.StringIO())
+    sweep = Sweep(found, records, pool, console, Tracking(found.folder, found.plan.config, console.message))
     found.folder.path.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(desk, "job_id", lambda number: f"swept-{number}")  # the lane's job names are shared

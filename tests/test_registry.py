@@ -22,6 +22,7 @@ FUNCTIONS = {
     "filters": ("build", "identity"),
     "losses": ("build",),
     "schedulers": ("build",),
+    "trackers": ("start",),
 }
 EVERY_KIND = [(family, kind) for family in FAMILIES for kind in registry.kinds(family)]
 HEAVY = (
@@ -35,6 +36,9 @@ HEAVY = (
     "matplotlib",
     "sklearn",
     "transformers",
+    "mlflow",
+    "wandb",
+    "tensorboardX",
 )
 
 

@@ -206,3 +206,16 @@ def test_environment_names_versions_and_facts(tmp_path: Path) -> None:
     assert found["packages"]["pyarrow"] == __import__("pyarrow").__version__
     assert {"python", "platform", "cpus", "commit", "command"} <= found.keys()
     assert found["facts"] == {"classes": ["a", "b"]}
+
+
+def test_a_half_written_file_that_its_writer_finishes_meanwhile_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread replaces `status.json` once a second, also while a run is marked as finished."""
+    run = RunFolder(tmp_path / "n" / "r")
+    run.write_space({})
+    (run.path / ".status.json.1-1.part").touch()
+    is_dir = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.unlink() if path.suffix == ".part" else is_dir(path))
+    run.finish()
+    assert sorted(path.name for path in run.path.iterdir()) == ["done.json", "space.yaml"]

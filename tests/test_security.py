@@ -34,15 +34,17 @@ from sweeper import cli, findings, registry, student, weights
 from sweeper.archive import export, list_runs
 from sweeper.checkpoints import packed, state_of
 from sweeper.config import SearchConfig
-from sweeper.console import Console, runs_table
+from sweeper.console import Console
 from sweeper.errors import InputError, SweeperError
 from sweeper.fingerprint import canonical_json, fingerprint
 from sweeper.generators import diffusers
+from sweeper.layout import runs_table
 from sweeper.record import decode, stays_below
 from sweeper.redact import redacted
 from sweeper.report import html
 from sweeper.results import RunFolder
 from sweeper.retrainings import Outcomes
+from sweeper.status import LaneStatus
 from sweeper.store import Store
 from sweeper.study import Study
 from sweeper.teachers import timm
@@ -417,13 +419,25 @@ def run_of_names(path: Path) -> RunFolder:
     return run
 
 
+def parts_of_page(page: str) -> tuple[str, str, str]:
+    """What a reader sees, the data for the page's scripts, and those scripts."""
+    seen, _, rest = page.partition('<script type="application/json" id="page-data">')
+    data, _, code = rest.partition("</script>")
+    return seen, data, code
+
+
 class TestNamesAreText:
     def test_in_the_page(self, tmp_path: Path) -> None:
-        page = html(run_of_names(tmp_path / "n" / "r").contents()).decode()
+        pages = [
+            html(run.contents()).decode() for run in (run_of_names(tmp_path / "n" / "r"), write_run(tmp_path / "m"))
+        ]
+        (page, data, code), (_, _, other_code) = map(parts_of_page, pages)
+        assert code == other_code, "no name is in what runs"
+        assert not set("<>&") & set(data)
         assert "<script" not in page.lower()
         assert "<!--" not in page
         assert page.count("<img ") == 1
-        assert all(char.isprintable() or char == "\n" for char in page)
+        assert all(char.isprintable() or char == "\n" for char in page + data)
         assert page.count("&lt;img src=x onerror=alert(1)&gt;") >= 8
 
     def test_in_tables_for_papers_and_sheets(self, tmp_path: Path) -> None:
@@ -452,9 +466,10 @@ class TestNamesAreText:
             console.show(runs_table([{**run.summary(), "name": name, "run_id": name}]))
             with console.stage(name):
                 pass
-            with console.lanes(1) as lanes:
-                lanes.update(0, 1, name, 1, 2, 0.5)
-                lanes.finished(1, "failed", name, None, 0.1, error=name)
+            with console.search() as search:
+                console.monitor.lane(LaneStatus(lane=0, job=name, label=name, epoch=1, epochs=2))
+                console.draw(console.monitor.status())
+                search.finished(1, "failed", name, None, 0.1, error=name)
         for line in findings.importance_lines(run.read_importance(), most=9):
             console.message(line)
         text = out.getvalue()
@@ -513,8 +528,10 @@ class TestSecretsStayOut:
         console = Console()
         console.message(said)
         console.error(said)
-        with console.lanes(1) as lanes:
-            lanes.finished(1, "failed", "a", None, 0.1, error=said)
+        with console.run(run.path), console.search() as search:
+            console.message(said)
+            search.finished(1, "failed", "a", None, 0.1, error=said)
+            console.draw(console.monitor.status())
         shown = capsys.readouterr()
         written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
         for text in (shown.out, shown.err, written.decode("latin-1"), str(run.read_trials())):

@@ -26,8 +26,9 @@ class Squares:
     def __call__(self, rows: pa.Table) -> shards.Summary:
         self.batches += 1
         numbers = rows["number"].to_pylist()
-        shards.write_rows(self.store, self.prefix, pa.table({"square": [n * n for n in numbers]}), numbers)
-        return {"rows": len(rows), "first": numbers[0], "worker": f"{os.getpid()}/{id(self)}", "batch": self.batches}
+        size = shards.write_rows(self.store, self.prefix, pa.table({"square": [n * n for n in numbers]}), numbers)
+        who = {"worker": f"{os.getpid()}/{id(self)}", "batch": self.batches}
+        return {"rows": len(rows), "bytes": size, "first": numbers[0], **who}
 
 
 class Refuses:
@@ -40,16 +41,18 @@ class Refuses:
     def __call__(self, rows: pa.Table) -> shards.Summary:
         if 13 in rows["number"].to_pylist():
             raise RunFailed("row 13 is no good")
-        return {"rows": len(rows)}
+        return {"rows": len(rows), "bytes": 0}
 
 
 @pytest.mark.parametrize("pool", [0, 1])
 def test_every_row_once(ray_session: None, store: Store, pool: int) -> None:
     """Actors (pool 1) build their worker once and keep it, tasks (pool 0) once a batch."""
-    prefix, told = store.staging(), list[int]()
-    done = shards.run(ROWS, partial(Squares, store, prefix), Shape(4, pool=pool), told.append)
+    prefix, told = store.staging(), list[tuple[int, int]]()
+    done = shards.run(ROWS, partial(Squares, store, prefix), Shape(4, pool=pool), lambda *said: told.append(said))
     assert sorted(summary["first"] for summary in done) == [0, 4, 8, 12, 16, 20, 24]
-    assert sorted(told) == [1, 4, 4, 4, 4, 4, 4]
+    assert sorted(rows for rows, _ in told) == [1, 4, 4, 4, 4, 4, 4]
+    files = store.storage.files(prefix, deep=True).values()
+    assert sorted(size for _, size in told) == sorted(size for size, _ in files)
     squares = shards.written(store, prefix, ["square"])["square"].to_pylist()
     assert sorted(squares) == [n * n for n in range(25)]
     assert max(summary["batch"] for summary in done) == (7 if pool else 1)

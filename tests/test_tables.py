@@ -7,7 +7,7 @@ import re
 import pytest
 from run_samples import NASTY, ablation_rows, final_row, final_rows
 
-from sweeper import findings, tables
+from sweeper import findings, latex, tables
 from sweeper.results import COLUMNS
 
 
@@ -63,7 +63,7 @@ def test_markdown_keeps_one_row_a_line_and_escapes_markup() -> None:
 
 def test_latex_has_balanced_cells_and_no_bare_special() -> None:
     record = {"student": r"50%_of $x & {y} #1 ~^ \cmd <a>", "accuracy_val": 0.5}
-    text = tables.latex(["student", "accuracy_val"], [record])
+    text = latex.latex(["student", "accuracy_val"], [record])
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 2
     assert all(len(re.findall(r"(?<!\\)&", line)) == 1 for line in lines)

@@ -16,10 +16,10 @@ import torch
 from samples import space_of, sweep_config
 from tails import TAILS
 
-from sweeper import reckoning
 from sweeper.checkpoints import packed, state_of
 from sweeper.config import SearchConfig
 from sweeper.mailbox import Mailbox
+from sweeper.results import RunFolder
 from sweeper.retrainings import Outcomes
 from sweeper.rungs import Rungs
 from sweeper.store import Store
@@ -75,9 +75,9 @@ def test_a_record_of_the_store(tail: str, store: Store) -> None:
 
 @bad_tails
 def test_a_forecast(tail: str, tmp_path: Path) -> None:
-    path = tmp_path / reckoning.FILE
+    path = tmp_path / "forecast.json"
     path.write_bytes(b'{"missing": [], "forecast": {}}')
-    assert harmed(path, tail, lambda: reckoning._read(path)) == [{}] * TRIES
+    assert harmed(path, tail, lambda: RunFolder(tmp_path).read_forecast()) == [{}] * TRIES
 
 
 @bad_tails

@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from sweeper.resample import Interpolation
     import torch
 
+    from sweeper.resample import Interpolation
     from sweeper.taps import TapPoints
 
 Adapt = Literal["linear_probe", "fine_tune", "none"]

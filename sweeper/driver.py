@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sweeper import adaptations, findings, sieve, spacefile
-from sweeper.console import Console, rich_table
-from sweeper.errors import InputError
+from sweeper import adaptations, findings, run_lock, sieve, spacefile, tracking
+from sweeper.console import Console
+from sweeper.journals import STUDY_JOURNAL
+from sweeper.layout import rich_table
 from sweeper.pairs import check_models
 from sweeper.plan import Plan
 from sweeper.prepared import Options, Prepared, header, prepare
@@ -23,6 +22,7 @@ from sweeper.wording import one_line
 
 if TYPE_CHECKING:
     from sweeper.artifacts import Counter
+    from sweeper.tracking import Tracking
 
 
 def execute(space: SpaceFile, options: Options, console: Console) -> Prepared:
@@ -51,20 +51,23 @@ def work(prepared: Prepared, options: Options, console: Console) -> TextTable | 
         SweeperError: as `execute`.
     """
     check_models(prepared.space)
+    tracking.check(prepared.space.config)
     if options.address is not None:
         from sweeper.session import refuse_dead
 
         refuse_dead(options.address)
-    with _lock(prepared.folder.path):
+    with run_lock.held(prepared.folder.path), console.run(prepared.folder.path):
         prepared.folder.write_space(spacefile.resolved(prepared.space.config))
-        return _execute(prepared, options, console)
+        with tracking.following(prepared.folder, prepared.space.config, console.message) as tracked:
+            return _execute(prepared, options, console, tracked)
 
 
-def _execute(prepared: Prepared, options: Options, console: Console) -> TextTable | None:
+def _execute(prepared: Prepared, options: Options, console: Console, tracked: Tracking) -> TextTable | None:
     """The part that needs Ray, which a finished run and a user's mistake never import."""
     import ray
 
     from sweeper import artifacts, contact_sheet, duplicates, harvest, lane, nodes, planning, reckoning, slots
+    from sweeper.follow import expect
     from sweeper.session import session
     from sweeper.sweep import Sweep
 
@@ -72,6 +75,7 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> TextTabl
     clock = reckoning.Clock()
     expected = planning.for_run(prepared, options.address)
     is_whole = reckoning.begin(prepared.folder, expected, plan.missing(prepared.store))
+    expect(console.monitor, prepared)
     console.header(header(prepared, expected))
 
     def stage(name: str, total: int, unit: str) -> AbstractContextManager[Counter]:
@@ -96,14 +100,18 @@ def _execute(prepared: Prepared, options: Options, console: Console) -> TextTabl
             lanes = slots.elastic_lanes(config.resources, has_gpus=has_gpus, most=most)
         shortage = nodes.Shortage(console.message, config.resources.wait_minutes)
         with lane.LanePool(lanes, prepared.store.uri, work, shortage=shortage) as pool:
-            sweep = Sweep(prepared, records, pool, console)
+            sweep = Sweep(prepared, records, pool, console, tracked)
             with clock.around("search"):
                 book = sweep.search(work)
             with clock.around("finalists"):
                 finals = sweep.finalists(book)
     harvest.write(prepared.folder, plan, records, book, finals, leaked)
+    tracked.front(prepared.folder)
+    compared = reckoning.end(prepared.folder, clock, is_whole=is_whole)
+    prepared.folder.write_report()
+    prepared.folder.finish()
     shutil.rmtree(work, ignore_errors=True)
-    return reckoning.end(prepared.folder, clock, is_whole=is_whole)
+    return compared
 
 
 def _report(
@@ -143,18 +151,6 @@ def _listed(console: Console, title: str, lines: Sequence[str], count: int, rest
         console.message(f"  and others{rest}")
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One driver a run: the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another `sweeper run` works on this run; wait for it or stop it") from None
-        yield
-
-
 def show(folder: RunFolder, console: Console, *, fresh: bool) -> None:
     """The Pareto table of a finished run, its ablation, its files and how to use its best student."""
     rows: Sequence[Mapping[str, Any]] = folder.read_pareto()
@@ -177,4 +173,6 @@ def show(folder: RunFolder, console: Console, *, fresh: bool) -> None:
     best = rows[0].get("model") or rows[0]["trial"]  # earlier runs have one row a trial, and no such column
     console.message()
     console.message(f"files: {folder.path}/ (pareto.csv, report.html, pareto.png, models/)")
+    if (folder.path / STUDY_JOURNAL).exists():
+        console.message(f"study: optuna-dashboard {folder.path / STUDY_JOURNAL}")
     console.message(f'best student: timm.create_model("local-dir:{folder.path}/models/{best}", pretrained=True)')
