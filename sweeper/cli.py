@@ -178,11 +178,11 @@ def compare(run_names: tuple[str, ...], out: str | None, results: str) -> None:
     """Compare two or more runs: their fronts on test, the difference in hypervolume, and where their spaces differ."""
     from sweeper import archive, comparison
     from sweeper.console import Console
-    from sweeper.layout import rich_table
+    from sweeper.layout import fitted
 
     console = Console()
     found = comparison.compare([archive.find_run(results, name) for name in run_names])
-    console.show(rich_table(comparison.table(found)))
+    console.show(fitted(comparison.table(found), console.width))
     for line in comparison.lines(found):
         console.message(line)
     for path in comparison.write(found, out) if out else ():

@@ -148,17 +148,17 @@ def table(found: Comparison) -> TextTable:
     rows = []
     for r in found.records:
         known = r["difference_low"] is not None
-        interval = f"{r['difference_low']:+.4f} to {r['difference_high']:+.4f}" if known else "-"
-        gain = "-" if r["difference"] is None else f"{r['difference']:+.4f}"
+        interval = f"{r['difference_low']:+.3f} to {r['difference_high']:+.3f}" if known else "-"
+        gain = "-" if r["difference"] is None else f"{r['difference']:+.3f}"
         best = tables.accuracy_text(r["accuracy_test"], r["accuracy_test_std"])
         cost = tables.significant(r["gpu_hours"] * factor, 3)
         line = (tables.plain(r["run"]), str(r["rows"]), str(r["trials"]), best, cost)
         rows.append((*line, f"{r['hypervolume']:.4f}", gain, interval))
-    headers = ("run", "rows", "trials", "row 1, test", unit, "hypervolume", "difference", "95% of seeds")
+    headers = ("run", "rows", "trials", "test", unit, "hypervolume", "gain", "95%")
     caption = (
-        "hypervolume: test accuracy that a budget buys, averaged over budgets in logs up to twice the dearest row's "
-        "cost; one reference point for all. difference: from the first run; its interval is a bootstrap over seeds, "
-        "and knows nothing of another search or other images."
+        "test and cost: of row 1. hypervolume: test accuracy that a budget buys, averaged over budgets in logs up to "
+        "twice the dearest row's cost; one reference point for all. gain: over the first run; its interval is a "
+        "bootstrap over seeds, and knows nothing of another search or other images."
     )
     return TextTable(headers, tuple(rows), frozenset(headers[1:]), caption)
 

@@ -75,10 +75,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_three_runs_make_one_table_and_one_figure(results: Path, tmp_path: Path) -> None:
+def test_three_runs_make_one_table_and_one_figure(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
     done = CliRunner().invoke(main, ["compare", "one", "two", "three", "--results", str(results), "--out", str(out)])
     assert done.exit_code == 0, done.output
+    assert max(len(line.rstrip()) for line in done.output.splitlines() if "hypervolume" in line and "run" in line) <= 80
     for words in ("one/aaa111", "two/bbb222", "three/ccc333", "hypervolume", "no interval", "name: one | two | three"):
         assert words in done.output
     assert sorted(path.name for path in out.iterdir()) == [f"compare.{kind}" for kind in ("csv", "pdf", "png", "tex")]

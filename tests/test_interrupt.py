@@ -31,14 +31,14 @@ print("not reached")
 """
 BREAKS = """
 import os, signal, sys
-from sweeper import cli, interrupt, run
+from sweeper import cli, driver, interrupt
 def broken(*arguments):
     interrupt.listen()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except KeyboardInterrupt:
         raise RuntimeError("Ray was on its way out")
-run.execute = broken
+driver.execute = broken
 sys.argv = ["sweeper", "run", sys.argv[1]]
 cli.main()
 """

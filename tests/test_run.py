@@ -174,7 +174,7 @@ def test_the_last_status_says_what_the_results_say(finished: Finished) -> None:
     assert (now.state, now.label) == (status.FINISHED, f"cut/{finished.results.name}")
     assert now.trials is not None
     assert (now.trials.done, now.trials.failed) == (TRIALS, 0)
-    assert now.hypervolume == finished.rows("hypervolume")[-1]["hypervolume"]
+    assert now.hypervolume == pytest.approx(finished.rows("hypervolume")[-1]["hypervolume"])
     fact = json.loads((finished.results / "forecast.json").read_text())["fact"]
     assert now.spent_s == pytest.approx(fact["total"]["seconds"])
     spent = {stage.kind: stage.spent_s for stage in now.stages}
