@@ -27,7 +27,7 @@ from sweeper import registry
 from sweeper.config import SweepConfig
 from sweeper.datasets import Fractions
 from sweeper.jitter import JitterConfig
-from sweeper.space_schema import sentences_about
+from sweeper.space_schema import models_below, sentences_about
 from sweeper.trial import TrialConfig
 
 HERE = Path(__file__).parent
@@ -56,25 +56,9 @@ def mathml(tex: str, *, is_block: bool) -> str:
 @cache
 def models() -> dict[str, type[BaseModel]]:
     """Every section of a space file but those of kinds, by name, outermost first."""
-    found: dict[str, type[BaseModel]] = {}
-
-    def visit(model: type[BaseModel]) -> None:
-        if model.__name__ not in found:
-            found[model.__name__] = model
-            for field in model.model_fields.values():
-                for inner in _models_in(field.annotation):
-                    visit(inner)
-
-    for model in (SweepConfig, TrialConfig, Fractions, JitterConfig):
-        visit(model)
+    roots = (SweepConfig, TrialConfig, Fractions, JitterConfig)
+    found = {model.__name__: model for root in roots for model in models_below(root)}
     return {name: model for name, model in found.items() if name != "Settings"}
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
 
 
 def keys(name: str) -> str:

@@ -30,19 +30,14 @@ BATCH = 256
 FINE_TUNE_LR_BODY, FINE_TUNE_LR_HEAD, FINE_TUNE_DECAY, FINE_TUNE_STEPS, FINE_TUNE_BATCH = 1e-4, 1e-3, 5e-4, 300, 64
 
 
-def resized(images_BCHW: torch.Tensor, teacher: Any) -> torch.Tensor:
-    """The canonical view of uint8 images as a teacher is shown it: at its own resolution, floats in [0, 1]."""
-    boxes_B5 = torch.tensor([views.CANONICAL], device=images_BCHW.device).expand(len(images_BCHW), 5)
-    return views.apply_views(images_BCHW, boxes_B5, teacher.input_size, teacher.interpolation)
-
-
 @torch.no_grad()
 def embed(teacher: Any, split: ImageSplit, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Embeddings [N, D] and logits [N, K] (None without a classifier) of the canonical view, on the CPU."""
     logits: list[torch.Tensor] = []
     embeddings: list[torch.Tensor] = []
     for start in range(0, len(split), BATCH):
-        out = teacher(resized(split.images_BCHW[start : start + BATCH].to(device), teacher))
+        images_BCHW = split.images_BCHW[start : start + BATCH].to(device)
+        out = teacher(views.whole(images_BCHW, teacher.input_size, teacher.interpolation))
         embeddings.append(out.embedding_BD.float().cpu())
         if out.logits_BK is not None:
             logits.append(out.logits_BK.float().cpu())

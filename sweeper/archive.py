@@ -50,7 +50,8 @@ def find_run(results_dir: str | os.PathLike[str], text: str) -> RunFolder:
     raise InputError(f"run: {text!r} is not one{hint} (there are: {', '.join(labels)}; `sweeper ls` shows them)")
 
 
-def _pareto_of(run: RunFolder) -> list[Record]:
+def pareto_of(run: RunFolder) -> list[Record]:
+    """Its table. Raises InputError where there is none yet."""
     if not (run.path / "pareto.parquet").exists():
         raise InputError(
             f"run: {run.label} has no Pareto table yet; `sweeper run {run.path / 'space.yaml'}` goes on with it"
@@ -70,7 +71,7 @@ def export(run: RunFolder, formats: Sequence[str] = FORMATS, out: str | os.PathL
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise InputError(f"--format: {unknown[0]!r} is not a format; allowed: {', '.join(FORMATS)}")
-    records, folder = _pareto_of(run), Path(out) if out is not None else run.path
+    records, folder = pareto_of(run), Path(out) if out is not None else run.path
     made: dict[str, bytes] = dict(pareto_texts(records))
     made["parquet"] = (run.path / "pareto.parquet").read_bytes()
     if {"html", "png", "pdf"} & set(formats):

@@ -13,7 +13,7 @@ from typing import Any
 from sweeper.plan import Plan
 from sweeper.rows import Record
 from sweeper.store import Record as Artifact
-from sweeper.trial import TrialConfig
+from sweeper.trial import TrainConfig, TrialConfig
 
 
 def teachers(
@@ -56,14 +56,12 @@ def _reads(plan: Plan, config: TrialConfig, epochs: int) -> Iterable[tuple[str, 
     if first is not None and not first.is_online:
         pool = plan.pool_indexes[config.pretrain.pool].split_counts()["train"]
         for member in plan.config.members(first.teacher):
-            yield member, first.train.epochs * _epoch_images(first, pool)
+            yield member, first.train.epochs * _epoch_images(first.train, pool)
     if not config.is_online:
-        images = _epoch_images(config, plan.num_train + plan.num_synthetic(config))
+        images = _epoch_images(config.train, plan.num_train + plan.num_synthetic(config))
         for member in plan.config.members(config.teacher):
             yield member, epochs * images
 
 
-def _epoch_images(config: TrialConfig, num_images: int) -> int:
-    """Images of an epoch, which is a whole number of batches."""
-    batch = config.train.batch_size
-    return batch * max(1, round((config.train.epoch_size or num_images) / batch))
+def _epoch_images(recipe: TrainConfig, num_images: int) -> int:
+    return recipe.batch_size * recipe.steps_per_epoch(num_images)

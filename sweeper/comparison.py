@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeper import figures, latex, page_data, pareto, tables
+from sweeper import archive, figures, latex, page_data, pareto, tables
 from sweeper.errors import InputError
 from sweeper.files import write_atomically
 from sweeper.results import RunFolder
@@ -117,11 +117,7 @@ def _resampled(
 
 
 def _front_of(run: RunFolder) -> list[Record]:
-    if not (run.path / "pareto.parquet").exists():
-        raise InputError(
-            f"run: {run.label} has no Pareto table yet; `sweeper run {run.path / 'space.yaml'}` goes on with it"
-        )
-    front = [row for row in run.read_pareto() if figures.is_shown(row) and row["accuracy_test"] is not None]
+    front = [row for row in archive.pareto_of(run) if figures.is_shown(row) and row["accuracy_test"] is not None]
     if not front:
         raise InputError(f"run: {run.label} has no row with an accuracy on test and a cost; `sweeper show` tells why")
     return front
@@ -177,14 +173,11 @@ def lines(found: Comparison) -> list[str]:
 
 def write(found: Comparison, out: str | os.PathLike[str]) -> list[Path]:
     """compare.{csv,tex,png,pdf} into a folder; returns their paths."""
-    named = {f"{number}  {run.label}": front for number, (run, front) in enumerate(_pairs(found), 1)}
+    pairs = zip(found.runs, found.fronts, strict=True)
+    named = {f"{number}  {run.label}": front for number, (run, front) in enumerate(pairs, 1)}
     made = {f"compare.{kind}": data for kind, data in figures.fronts(named).items()}
     made["compare.csv"] = tables.csv_text(COLUMNS, found.records).encode()
     made["compare.tex"] = latex.latex_table(table(found)).encode()
     for name, data in made.items():
         write_atomically(Path(out) / name, data)
     return [Path(out) / name for name in made]
-
-
-def _pairs(found: Comparison) -> list[tuple[RunFolder, list[Record]]]:
-    return list(zip(found.runs, found.fronts, strict=True))

@@ -140,7 +140,7 @@ class Costs:
         seconds = self._seconds(found)
         if seconds is None:
             return None
-        num_steps = max(1, round((recipe.epoch_size or num_images) / recipe.batch_size))
+        num_steps = recipe.steps_per_epoch(num_images)
         timed: int = found.run.trial.train.batch_size  # type: ignore[attr-defined]
         step = seconds["step"] * recipe.batch_size / timed
         return seconds["make"] + recipe.epochs * (num_steps * step + num_val * seconds["validate"])

@@ -15,6 +15,7 @@ from sweeper.domain_forms import MAX_OPTIONS, MAX_STEPS
 
 Schema = dict[str, Any]
 
+DRAFT = "http://json-schema.org/draft-07/schema#"
 WHEN = "when"
 MAX_WORDS = 12  # of a definition's name
 _OPTIONS = ("choice", "value", "values")

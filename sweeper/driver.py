@@ -74,8 +74,9 @@ def _execute(prepared: Prepared, options: Options, console: Console, tracked: Tr
     config, plan = prepared.plan.config, prepared.plan
     clock = reckoning.Clock()
     expected = planning.for_run(prepared, options.address)
-    is_whole = reckoning.begin(prepared.folder, expected, plan.missing(prepared.store))
-    expect(console.monitor, prepared)
+    missing = plan.missing(prepared.store)
+    is_whole = reckoning.begin(prepared.folder, expected, missing)
+    expect(console.monitor, prepared, missing)
     console.header(header(prepared, expected))
 
     def stage(name: str, total: int, unit: str) -> AbstractContextManager[Counter]:

@@ -156,8 +156,12 @@ def is_shown(record: Record) -> bool:
 
 def _unit(records: Sequence[Record]) -> tuple[str, float]:
     """For costs, with the factor from device-hours to it."""
-    device = str(next((record["device"] for record in records), "cpu"))
-    return tables.cost_unit([record["gpu_hours"] for record in records if is_shown(record)], device)
+    return tables.cost_unit([record["gpu_hours"] for record in records if is_shown(record)], device_of(records))
+
+
+def device_of(records: Sequence[Record]) -> str:
+    """That times were taken on."""
+    return str(next((record["device"] for record in records), "cpu"))
 
 
 def _scaled(records: Sequence[Record], factor: float) -> list[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from sweeper.desk import Desk
 from sweeper.findings import STAGES
 from sweeper.monitor import SEARCH, Expected, Monitor
 from sweeper.occupancy import Occupancy
+from sweeper.plan import Artifact
 from sweeper.prepared import Prepared
 from sweeper.progress import hypervolume_curve
 from sweeper.status import LaneStatus, Point
@@ -25,18 +26,22 @@ MOST_BEATEN = 400  # trials that a picture of the front has besides
 Describe = Callable[[str], tuple[str, str] | None]
 
 
-def expect(monitor: Monitor, prepared: Prepared) -> None:
-    """What the run should take, by the forecast of its beginning, and what earlier sessions spent on artifacts."""
+def expect(monitor: Monitor, prepared: Prepared, missing: Sequence[Artifact]) -> None:
+    """What the run should take, by the forecast of its beginning, and what earlier sessions spent on artifacts.
+
+    Args:
+        missing: what the store does not hold.
+    """
     kept, plan, store = prepared.folder.read_forecast(), prepared.plan, prepared.store
-    missing, told = {item.key for item in plan.missing(store)}, kept["forecast"]
+    told = kept["forecast"]
     monitor.expect(
         prepared.folder.label,
         {kind: Expected(told[kind]["seconds"], told[kind]["wall_s"]) for kind in STAGES if kind in told},
         kept["device"],
-        there={item.kind for item in plan.artifacts()} - {i.kind for i in plan.artifacts() if i.key in missing},
+        there={item.kind for item in plan.artifacts()} - {item.kind for item in missing},
         price=partial(devices.price, prices=plan.config.resources.prices),
     )
-    for key in {*kept["missing"]} - missing:
+    for key in {*kept["missing"]} - {item.key for item in missing}:
         record = store.get(key)
         if record is not None and record.charge is not None:
             monitor.spend(record.kind, record.charge.seconds, record.charge.device)

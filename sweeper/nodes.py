@@ -59,8 +59,9 @@ class Demand:
 
     def set(self, plan: LanePlan, count: int) -> None:
         """Ask for so many that are not there yet; room that has come is given free for whom it was asked for."""
+        known = placement_group_table() if self._groups else {}
         for group in [*self._groups]:
-            if placement_group_table(group)["state"] == "CREATED":
+            if known[group.id.hex()]["state"] == "CREATED":
                 self._drop(group)
         for group in self._groups[count:]:
             self._drop(group)

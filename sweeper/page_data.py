@@ -67,7 +67,7 @@ class Contents:
     @property
     def device(self) -> str:
         """The device that the run's times were taken on."""
-        return _device([*self.pareto, *self.trials])
+        return figures.device_of([*self.pareto, *self.trials])
 
 
 def contents(run: RunFolder) -> Contents:
@@ -98,12 +98,8 @@ def contents(run: RunFolder) -> Contents:
         teachers=run.read_teachers(),
         forecast=run.read_forecast(),
         sheets={path.stem: path.read_bytes() for path in found},
-        progress_png=figures.progress_png(curve, _device([*pareto, *trials])) if curve else b"",
+        progress_png=figures.progress_png(curve, figures.device_of([*pareto, *trials])) if curve else b"",
     )
-
-
-def _device(records: Sequence[Record]) -> str:
-    return str(next((record["device"] for record in records), "cpu"))
 
 
 def figure_data(made: Contents) -> dict[str, Any]:

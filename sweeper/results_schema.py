@@ -13,11 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from sweeper import rows
+from sweeper.domain_schema import DRAFT, Schema
 from sweeper.results import RunFolder
 
-Schema = dict[str, Any]
-
-DRAFT = "http://json-schema.org/draft-07/schema#"
 VERSION = 1
 TABLES: Mapping[str, tuple[str, Mapping[str, pa.DataType]]] = {
     "pareto": ("The front, retrained: one row a student, by rank.", rows.FINAL_TYPES),

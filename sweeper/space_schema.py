@@ -21,13 +21,12 @@ from pydantic import BaseModel
 from sweeper import registry
 from sweeper.config import SweepConfig
 from sweeper.domain_forms import MAX_OPTIONS
-from sweeper.domain_schema import WHEN, Schema, domain_of, form_of_a_domain, name_of, ref, unless_options
+from sweeper.domain_schema import DRAFT, WHEN, Schema, domain_of, form_of_a_domain, name_of, ref, unless_options
 from sweeper.explain import FAMILY_OF_FIELD
 from sweeper.registry import MAX_NUMBER, Settings
 from sweeper.trial import NO_EMBEDDING, TrialConfig, embedding_kinds
 
 ONE_OR_SEVERAL = ("synthetic", "track")  # a section with `kind:`, or named ones
-DRAFT = "http://json-schema.org/draft-07/schema#"
 _TOP = {
     "title": "sweeper space file",
     "description": "Which small model, taught by which big one, with which loss and how much synthetic data.",
@@ -76,7 +75,7 @@ class _Builder:
     def _section(self, model: type[BaseModel]) -> Schema:
         """A model as it stands in a file; those that it holds become definitions by their names."""
         made = model.model_json_schema(mode="validation", ref_template="#/definitions/{model}")
-        inner = {found.__name__: found for found in _models_below(model)}
+        inner = {found.__name__: found for found in models_below(model)}
         for name, schema in made.pop("$defs", {}).items():
             if name != Settings.__name__:
                 self.definitions[name] = _plain(schema, inner[name])
@@ -177,7 +176,8 @@ class _Builder:
             yield from self._paths(value, f"{path}.{key}" if path else key)
 
 
-def _models_below(model: type[BaseModel]) -> list[type[BaseModel]]:
+def models_below(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """A section and all that it holds, outermost first."""
     found: list[type[BaseModel]] = [model]
     for one in found:  # grows while it is read
         for field in one.model_fields.values():

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sweeper import registry
+from sweeper import page_data, registry
 from sweeper.config import SweepConfig
 from sweeper.errors import InputError
 from sweeper.fingerprint import fingerprint
@@ -200,15 +200,10 @@ class _Told:
             file.write(json.dumps(line) + "\n")
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+def flat(tree: Mapping[str, Any]) -> dict[str, Scalar]:
     """A configuration as dotted paths; a list is its JSON, and what is not there is left out."""
-    found: dict[str, Scalar] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            found[f"{prefix}{name}"] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
-    return found
+    leaves = ((path, value) for path, value in page_data.flat(tree) if value is not None and value != {})
+    return {path: value if isinstance(value, str | int | float | bool) else json.dumps(value) for path, value in leaves}
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

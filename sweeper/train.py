@@ -91,8 +91,7 @@ class Trainer:
         self.gradient = Gradient(self.model, self.stream, recipe.precision, can_halve=world.num_ranks == 1)
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = optimizer(trained, recipe)
-        per_epoch = recipe.epoch_size or len(data.train)
-        self.steps_per_epoch = max(1, round(per_epoch / recipe.batch_size))
+        self.steps_per_epoch = recipe.steps_per_epoch(len(data.train))
         self.num_steps = self.steps_per_epoch * recipe.epochs
         self.epoch = 0
         self.seconds = 0.0

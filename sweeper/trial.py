@@ -140,6 +140,10 @@ class TrainConfig(Settings):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Of a trial that has so many training images; an epoch is a whole number of batches."""
+        return max(1, round((self.epoch_size or num_images) / self.batch_size))
+
 
 def most_epochs(corners: Iterable[Mapping[str, Any]]) -> int:
     """The most epochs of any trial of a space; its corners need not be trials (a weight may be at its open end)."""

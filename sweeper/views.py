@@ -177,13 +177,14 @@ def apply_views(
     return seen if views.shape[1] == len(CANONICAL) else jitter.adjust(seen, views[:, 5:])
 
 
-def whole(images_BCHW: torch.Tensor, size: int) -> torch.Tensor:
-    """The canonical view of uint8 images [B, C, H, W] as float32 [B, C, size, size] in [0, 1]."""
+def whole(images_BCHW: torch.Tensor, size: int, interpolation: Interpolation | None = None) -> torch.Tensor:
+    """The canonical view of uint8 images [B, C, H, W] as float32 [B, C, size, size] in [0, 1]; see `apply_views`."""
     if images_BCHW.shape[-2:] == (size, size):
         return images_BCHW.float().div_(255)
     import torch
 
-    return apply_views(images_BCHW, torch.tensor([CANONICAL], dtype=torch.float32).expand(len(images_BCHW), -1), size)
+    views_B5 = torch.tensor([CANONICAL], dtype=torch.float32).expand(len(images_BCHW), -1)
+    return apply_views(images_BCHW, views_B5, size, interpolation)
 
 
 def _sampled(pixels_BCHW: torch.Tensor, boxes_B4: torch.Tensor, size: int) -> torch.Tensor:

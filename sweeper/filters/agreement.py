@@ -51,10 +51,8 @@ class Agreement:
         from sweeper import views
 
         images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(self._device)
-        boxes_B5 = torch.tensor([views.CANONICAL], device=self._device).expand(len(labels), 5)
         with torch.no_grad():
-            size, interpolation = self._teacher.input_size, self._teacher.interpolation
-            seen_BCHW = views.apply_views(images_BCHW, boxes_B5, size, interpolation)
+            seen_BCHW = views.whole(images_BCHW, self._teacher.input_size, self._teacher.interpolation)
             logits_BK = self._teacher(seen_BCHW).logits_BK
         probabilities_BK = logits_BK.double().softmax(dim=1).cpu().numpy()
         return np.asarray(probabilities_BK[np.arange(len(labels)), list(labels)])

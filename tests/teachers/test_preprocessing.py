@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 from torch.nn import functional as F
 
-from sweeper import adapt, ingest
+from sweeper import adapt, ingest, views
 from sweeper.teachers import timm
 
 TEN = tuple("0123456789")
@@ -56,7 +56,7 @@ def cosines(teacher: timm.TimmTeacher, images_BCHW: torch.Tensor) -> torch.Tenso
 def test_an_image_of_the_teachers_size_is_seen_exactly_as_timm_shows_it(name: str) -> None:
     teacher = timm.build(timm.Config(model=name, weights="none"), TEN)
     images = stored(teacher.input_size)
-    seen = (adapt.resized(images, teacher) - teacher.mean_C11) / teacher.std_C11
+    seen = (views.whole(images, teacher.input_size, teacher.interpolation) - teacher.mean_C11) / teacher.std_C11
     torch.testing.assert_close(seen, as_timm_does(images, teacher.model, teacher.input_size), atol=1e-5, rtol=0)
 
 
