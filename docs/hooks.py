@@ -27,7 +27,7 @@ from sweeper import registry
 from sweeper.config import SweepConfig
 from sweeper.datasets import Fractions
 from sweeper.jitter import JitterConfig
-from sweeper.space_schema import models_below, sentences_about
+from sweeper.space_schema import explained, models_below
 from sweeper.trial import TrialConfig
 
 HERE = Path(__file__).parent
@@ -97,7 +97,7 @@ def said_of(name: str, key: str, model: type[BaseModel]) -> str:
     written = _written()
     family = name.partition(".")[0]
     own = written.get(f"{name}.{key}") or written.get(f"{family}.*.{key}")
-    return own or sentences_about(model.__doc__ or "", key)
+    return own or explained(model, key)
 
 
 def type_of(annotation: Any) -> str:

@@ -26,8 +26,8 @@ from sweeper.store import Record, Store
 from sweeper.views import ViewConfig
 
 BATCH = 256
-# The paper's fine-tune recipe (METHOD section 1), with a number of steps fit for a small task.
-FINE_TUNE_LR_BODY, FINE_TUNE_LR_HEAD, FINE_TUNE_DECAY, FINE_TUNE_STEPS, FINE_TUNE_BATCH = 1e-4, 1e-3, 5e-4, 300, 64
+# The paper's fine-tune recipe (METHOD section 1).
+FINE_TUNE_LR_BODY, FINE_TUNE_LR_HEAD, FINE_TUNE_DECAY, FINE_TUNE_BATCH = 1e-4, 1e-3, 5e-4, 64
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def embed(teacher: Any, split: ImageSplit, device: torch.device) -> tuple[torch.
     return torch.cat(embeddings), torch.cat(logits) if logits else None
 
 
-def fine_tune(teacher: Any, split: ImageSplit, keys_N: np.ndarray, config: ViewConfig, seed: int) -> None:
+def fine_tune(teacher: Any, split: ImageSplit, keys_N: np.ndarray, config: ViewConfig, steps: int, seed: int) -> None:
     """Train backbone and head with cross-entropy on random views, in place; ends in eval mode, frozen.
 
     Args:
@@ -61,7 +61,7 @@ def fine_tune(teacher: Any, split: ImageSplit, keys_N: np.ndarray, config: ViewC
         weight_decay=FINE_TUNE_DECAY,
     )
     rng = np.random.Generator(np.random.Philox(key=[seed, 0xF17E]))
-    for step in range(FINE_TUNE_STEPS):
+    for step in range(steps):
         index = rng.integers(0, len(split), FINE_TUNE_BATCH)
         views_BP = torch.from_numpy(views.draw_views(config, seed, keys_N[index], np.full(len(index), step + 1)))
         images_BCHW = views.apply_views(
@@ -98,7 +98,7 @@ def build(
             teacher.with_classifier(head.weight, head.bias)
         if way == "fine_tune":
             keys_N = np.array([views.sample_key(s) for s in train_ids], dtype=np.uint64)
-            fine_tune(teacher, train, keys_N, view_config, spec["seed"])
+            fine_tune(teacher, train, keys_N, view_config, config.fine_tune_steps, spec["seed"])  # type: ignore[attr-defined]
     _, logits = embed(teacher, val, device)
     if logits is None or not bool(torch.isfinite(logits).all()):
         raise RunFailed(f"teacher {artifact.name!r}: its outputs on the validation images are not finite")

@@ -111,7 +111,7 @@ class Costs:
 
         total: float = told["view"] * (item.units + self.num_val) + told["probe"] * max(1.0, item.units / MOST_PROBED)
         if config.adapt == "fine_tune":
-            total += told["view"] * BACKWARD_FACTOR * adapt.FINE_TUNE_STEPS * adapt.FINE_TUNE_BATCH
+            total += told["view"] * BACKWARD_FACTOR * config.fine_tune_steps * adapt.FINE_TUNE_BATCH
         return total
 
     def training(self) -> tuple[float, float] | None:

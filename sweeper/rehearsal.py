@@ -40,6 +40,7 @@ TWICE = 2  # how often each value is tried
 CANDIDATES = 400
 MOST_FINALISTS = 2
 VIEWS = 2
+FINE_TUNE_STEPS = 2
 
 
 @dataclass
@@ -198,7 +199,9 @@ def _few(dataset: Any, per_class: int) -> dict[str, Any]:
 
 
 def _stand_in(family: str, name: str, config: Any, folder: Path, num_classes: int, said: list[str]) -> Any:
-    """The section of a model that this machine has, or of a small one in its place."""
+    """The section of a model that this machine has, or of a small one in its place; a fine-tune is cut short."""
+    if getattr(config, "adapt", None) == "fine_tune":
+        config = config.model_copy(update={"fine_tune_steps": FINE_TUNE_STEPS})
     module = registry.load("generators" if family == "synthetic" else family, config.kind)
     judge = getattr(config, "filter", None)
     if judge is not None and not getattr(registry.load("filters", judge.kind), "is_here", lambda _: True)(judge):

@@ -45,6 +45,12 @@ def sentences_about(docstring: str, setting: str) -> str:
     return " ".join(found)
 
 
+def explained(model: type[BaseModel], setting: str) -> str:
+    """`sentences_about` a setting, of the class and those that it inherits its settings from."""
+    classes = [one for one in model.__mro__ if issubclass(one, BaseModel) and one not in (BaseModel, Settings)]
+    return " ".join(filter(None, (sentences_about(one.__doc__ or "", setting) for one in classes)))
+
+
 class _Builder:
     """Collects the definitions that a schema refers to."""
 
@@ -202,7 +208,7 @@ def _plain(schema: Schema, model: type[BaseModel]) -> Schema:
         if family is not None:
             found = json.loads(json.dumps(found).replace(f'/{Settings.__name__}"', f'/{family}"'))
         found = _bounded(found)
-        if said := sentences_about(docstring, name):
+        if said := explained(model, name):
             found["description"] = said
         properties[name] = found
     kept = {key: value for key, value in schema.items() if key not in ("title", "properties")}

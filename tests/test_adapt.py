@@ -35,6 +35,10 @@ def adapted(store: Store, config: Settings, seed: int = 0) -> tuple[Artifact, Re
     return item, adapt.build(store, item, config, CLASS_NAMES, VIEWS)
 
 
+def short(way: str) -> dict[str, int]:
+    return {"fine_tune_steps": 2} if way == "fine_tune" else {}
+
+
 def val_split(store: Store) -> Any:
     table = DataCache(store).table("images")
     return image_split(table.filter(np.array(table["split"].to_pylist()) == "val"), SIZE)
@@ -45,9 +49,8 @@ def val_split(store: Store) -> Any:
 def test_the_stored_teacher_is_the_one_that_was_adapted(
     store: Store, way: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", 2)
     monkeypatch.setattr(adapt, "FINE_TUNE_BATCH", 8)
-    config = teacher_config(way, model=model)
+    config = teacher_config(way, model=model, **short(way))
     kept: list[Any] = []
     build = timm.build
 
@@ -81,9 +84,8 @@ def test_a_clip_is_stored_with_its_classifier(
     store: Store, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A zero-shot one needs no label, and its texts are read once: what is stored brings the classifier."""
-    monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", 2)
     saved_clip(tmp_path / "clip")
-    config = open_clip.Config(weights=str(tmp_path / "clip"), adapt=way)
+    config = open_clip.Config(weights=str(tmp_path / "clip"), adapt=way, **short(way))
     fresh = open_clip.build(config, CLASS_NAMES)
     seen: list[int] = []
     embed = adapt.embed
@@ -131,16 +133,14 @@ def test_the_test_split_is_never_read(store: Store, monkeypatch: pytest.MonkeyPa
 
 
 def test_fine_tuning_lowers_the_loss_and_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", 12)
     monkeypatch.setattr(adapt, "FINE_TUNE_BATCH", 18)
     split = colour_split(18)
     keys_N = np.array([views.sample_key(str(i)) for i in range(18)], dtype=np.uint64)
 
     def tuned(seed: int, steps: int = 12) -> tuple[float, dict[str, torch.Tensor]]:
-        monkeypatch.setattr(adapt, "FINE_TUNE_STEPS", steps)
         teacher = timm.build(teacher_config("fine_tune"), CLASS_NAMES)
         teacher.with_classifier(torch.zeros(3, teacher.embedding_dim), torch.zeros(3))
-        adapt.fine_tune(teacher, split, keys_N, VIEWS, seed)
+        adapt.fine_tune(teacher, split, keys_N, VIEWS, steps, seed)
         assert not teacher.training
         _, logits = adapt.embed(teacher.train(), split, torch.device("cpu"))
         loss = torch.nn.functional.cross_entropy(logits, split.labels_B)

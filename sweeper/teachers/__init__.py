@@ -18,7 +18,11 @@ Shapes: B images, C channels, H x W pixels, K classes, D embedding width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+
+from pydantic import Field, model_validator
+
+from sweeper.registry import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +31,34 @@ if TYPE_CHECKING:
     from sweeper.taps import TapPoints
 
 Adapt = Literal["linear_probe", "fine_tune", "none"]
+FINE_TUNE_STEPS = 300  # fit for a small task
+
+
+class ModelSettings(Settings):
+    """What all kinds that read a model's weights share: how they are adapted, entered and admitted.
+
+    `fine_tune_steps`: batches that `adapt: fine_tune` trains for. `input_size` overrides the side in pixels at which
+    images enter; left out, the one that the weights were trained at. `trust: true` admits weights that are no
+    safetensors: a .bin, .pth or .pt file, read by torch's own restricted unpickler (`weights_only`).
+    """
+
+    EXECUTION_ONLY: ClassVar[frozenset[str]] = frozenset({"trust"})
+
+    adapt: Adapt
+    fine_tune_steps: Annotated[int, Field(ge=1, le=1_000_000)] = FINE_TUNE_STEPS
+    input_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    trust: bool = False
+
+    @model_validator(mode="after")
+    def _steps_are_of_a_fine_tune(self) -> ModelSettings:
+        if self.adapt != "fine_tune" and self.fine_tune_steps != FINE_TUNE_STEPS:
+            raise ValueError(f"fine_tune_steps: only adapt: fine_tune reads it; given with adapt: {self.adapt}")
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the outputs, but for the weights; `trust` admits weights and changes none."""
+        unread = set() if self.adapt == "fine_tune" else {"fine_tune_steps"}
+        return self.model_dump(mode="json", exclude={"weights", "trust"} | unread)
 
 
 class TeacherOutput(NamedTuple):

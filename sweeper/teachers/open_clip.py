@@ -10,14 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from sweeper.errors import InputError
 from sweeper.fingerprint import file_sha256, folder_sha256
-from sweeper.registry import Settings
-from sweeper.teachers import Adapt
+from sweeper.teachers import Adapt, ModelSettings
 from sweeper.teachers import _open_clip_weights as read
 from sweeper.teachers._open_clip_weights import FILES, HUB_ID, PLACEHOLDER, is_path, local_weights
 
@@ -28,24 +27,20 @@ PROMPTS = ("a photo of a {label}",)
 RANDOM_SEED = 0  # `weights: none` is the same teacher in every process
 
 
-class Config(Settings):
+class Config(ModelSettings):
     """A teacher. `weights`: a tag (`laion2b_s34b_b79k`), `hf-hub:ORG/NAME`, a folder, a file or `none` (random).
 
     A folder is in open_clip's own format (open_clip_config.json, open_clip_model.safetensors) and is written with a
     slash, also where it lies beside the space file; what is none of the others is a tag. Folders and hub ids say their
     own `model`. `adapt: none` is zero-shot: `prompts` are templates with `{label}`, where a class's name stands in
-    words. `input_size` and `trust` as for `timm`.
+    words.
     """
-
-    EXECUTION_ONLY: ClassVar[frozenset[str]] = frozenset({"trust"})
 
     kind: Literal["open_clip"] = "open_clip"
     model: str | None = None
     weights: str
     adapt: Adapt = "none"
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = PROMPTS
-    input_size: Annotated[int, Field(ge=8)] | None = None
-    trust: bool = False
 
     @field_validator("prompts")
     @classmethod
@@ -76,7 +71,7 @@ def identity(config: Config) -> dict[str, Any]:
     The names of the classes, of which a zero-shot classifier is made, are in the key of the images already.
     """
     path = local_weights(config)
-    named = config.model_dump(mode="json", exclude={"weights", "trust"})
+    named = config.decisive()
     if path is None:
         return {**named, "weights": config.weights}
     if path.is_dir():

@@ -12,15 +12,14 @@ import pickle
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from sweeper import weights, zoo
 from sweeper.errors import InputError, RunFailed
 from sweeper.fingerprint import file_sha256, folder_sha256
-from sweeper.registry import Settings
-from sweeper.teachers import Adapt
+from sweeper.teachers import Adapt, ModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -33,23 +32,14 @@ HUB_IDS = ("hf-hub:", "hf_hub:")  # a model of anybody's on the hub, which says 
 RANDOM_SEED = 0  # `weights: none` is the same teacher in every process
 
 
-class Config(Settings):
-    """A teacher. `weights: hub`, `none` (random), a folder, a `.safetensors` file, or `zoo:NAME`.
-
-    `input_size` overrides the side in pixels at which images enter; left out, the one that the weights were trained at.
-    `trust: true` admits weights that are no safetensors: a .bin, .pth or .pt file, read by torch's own restricted
-    unpickler (`weights_only`).
-    """
-
-    EXECUTION_ONLY: ClassVar[frozenset[str]] = frozenset({"trust"})
+class Config(ModelSettings):
+    """A teacher. `weights: hub`, `none` (random), a folder, a `.safetensors` file, or `zoo:NAME`."""
 
     kind: Literal["timm"] = "timm"
     model: str | None = None
     weights: str = HUB
     adapt: Adapt = "linear_probe"
     model_args: dict[str, Any] = Field(default_factory=dict)
-    input_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    trust: bool = False
 
     @model_validator(mode="after")
     def _has_an_architecture(self) -> Config:
@@ -62,19 +52,15 @@ class Config(Settings):
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What decides the outputs; a local folder or file counts by its contents, so that it may be moved.
-
-    `trust` is no part of it: it admits weights, and changes none.
-    """
+    """What decides the outputs; a local folder or file counts by its contents, so that it may be moved."""
     path = _local_weights(config)
-    named = config.model_dump(
-        mode="json", exclude={"weights", "trust"} if path is None else {"weights", "trust", "model"}
-    )
+    named = config.decisive()
     if path is None:
         return {**named, "weights": config.weights}
     if path.is_dir():
+        del named["model"]
         return {**named, "weights": {"folder_sha256": folder_sha256(path)}}
-    return {**named, "model": config.model, "weights": {"file_sha256": file_sha256(path)}}
+    return {**named, "weights": {"file_sha256": file_sha256(path)}}
 
 
 def check(config: Config) -> None:

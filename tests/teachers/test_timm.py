@@ -188,3 +188,11 @@ def test_reading_a_space_file_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_steps_of_a_fine_tune_count_where_there_is_one() -> None:
+    with pytest.raises(ValidationError, match=r"fine_tune_steps: only adapt: fine_tune reads it.*linear_probe"):
+        timm.Config(model="test_resnet", weights="none", fine_tune_steps=2)
+    probed, tuned = (timm.Config(model="test_resnet", weights="none", adapt=w) for w in ("linear_probe", "fine_tune"))
+    assert "fine_tune_steps" not in timm.identity(probed)
+    assert timm.identity(tuned) != timm.identity(tuned.model_copy(update={"fine_tune_steps": 2}))
