@@ -1,7 +1,8 @@
 """The images and targets that a trial reads, as tensors; `feeding` says in which order it reads them.
 
 A trial's training set is the real training images followed by the first `num_synthetic` generated ones. Each sample has
-V stored views. Tensors are memory maps that all lanes of a node share (`mapped`), where its cache has room for them.
+V stored views. Tensors are memory maps that all lanes of a node share (`mapped`), where its cache has room for them;
+training images for which neither it nor the memory has room are streamed from the store (`streamed`).
 
 Shape letters: N samples, V stored views (view 0 is canonical), B batch, C channels, H W pixels, K classes, T teacher
 width.
@@ -25,6 +26,7 @@ from sweeper.mapped import Arrays, Filled
 from sweeper.registry import Settings
 from sweeper.shard_cache import BOUND_VARIABLE, FOLDER_VARIABLE, ShardCache
 from sweeper.sources import CachedTargets, LiveTeacher, TargetSource
+from sweeper.streamed import StreamedImages
 from sweeper.views import ViewConfig
 
 if TYPE_CHECKING:
@@ -70,6 +72,11 @@ class ImageSplit:
         return len(self.labels_B)
 
     @property
+    def stored_size(self) -> int:
+        """Height and width in pixels."""
+        return self.images_BCHW.shape[-1]
+
+    @property
     def num_bytes(self) -> int:
         """What its tensors take."""
         return self.images_BCHW.nbytes + self.labels_B.nbytes
@@ -79,10 +86,29 @@ class ImageSplit:
 
 
 @dataclass(frozen=True)
+class StreamedSplit:
+    """An `ImageSplit` whose images stay in the store."""
+
+    images_BCHW: StreamedImages
+    labels_B: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_B)
+
+    @property
+    def stored_size(self) -> int:
+        return self.images_BCHW.image_size
+
+    @property
+    def num_bytes(self) -> int:
+        return self.labels_B.nbytes
+
+
+@dataclass(frozen=True)
 class TrialData:
     """All that one trial reads. The first `num_real` training images are real; `keys_N`: uint64 keys of their views."""
 
-    train: ImageSplit
+    train: ImageSplit | StreamedSplit
     keys_N: np.ndarray
     num_real: int
     source: TargetSource | None
@@ -110,6 +136,10 @@ def _tensors(arrays: Arrays, num: int | None = None) -> ImageSplit:
     return ImageSplit(images_NCHW, labels_N)
 
 
+class _NoRoom(RunFailed):
+    """For images as an array, neither in the node's cache nor in its memory."""
+
+
 class DataCache:
     """Reads artifacts as trial data and keeps the last few arrays for the trials that follow on a lane."""
 
@@ -117,6 +147,7 @@ class DataCache:
         self.store = store
         self.capacity = capacity
         self._held: dict[tuple[str, ...], Arrays] = {}
+        self._too_large: set[tuple[str, ...]] = set()
         self._teachers: dict[str, Teacher] = {}
         self._classifiers: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -144,7 +175,7 @@ class DataCache:
         record = self.record(refs.images)
         size = int(record.meta["image_size"])
         sets = (refs.images, *refs.synthetic)
-        pool = self._arrays("pool", sets, decoded.POOL, lambda _: self._pool(sets, size))
+        pool, pieces = self._training_images(sets, size)
         num_real = int(pool["num_real"][0])
         num = num_real + refs.num_synthetic
         if num > len(pool["labels"]):
@@ -159,7 +190,7 @@ class DataCache:
             members = [self._cached(teacher, needs, sets, keys_N) for teacher in refs.teachers]
             source = replace(sources.together(members, separate=refs.is_separate), match=view_config.match)
         return TrialData(
-            train=_tensors(pool, num),
+            train=_tensors(pool, num) if pieces is None else self._streamed(pool, pieces, num, size),
             keys_N=keys_N,
             num_real=num_real,
             source=source,
@@ -190,6 +221,35 @@ class DataCache:
             self._held.pop(next(iter(self._held)))
         self._held[(what, *keys)] = held
         return held
+
+    def _training_images(self, sets: Sequence[str], size: int) -> tuple[Arrays, list[tuple[Record, str, int]] | None]:
+        """`decoded.POOL`; or, where that has no room, `decoded.STREAMED` and each piece: record, file, row group."""
+        if tuple(sets) not in self._too_large:
+            try:
+                return self._arrays("pool", sets, decoded.POOL, lambda _: self._pool(sets, size)), None
+            except _NoRoom:
+                self._too_large.add(tuple(sets))
+        records = [self.record(key) for key in sets]
+        groups = [(record, *group) for record in records for group in self.store.row_groups(record)]
+        found = self._arrays(
+            "streamed", sets, decoded.STREAMED, lambda _: self._pieces(sets, [num_rows for *_, num_rows in groups])
+        )
+        return found, [(record, name, number) for record, name, number, _ in groups]
+
+    def _pieces(self, sets: Sequence[str], num_rows: Sequence[int]) -> Mapping[str, decoded.Made]:
+        images, *synthetic = sets
+        index = self.table(images, ["sample_id", "label", "split"])
+        made = [self.table(key, ["sample_id", "label", "index"]) for key in synthetic]
+        return decoded.in_pieces(index, made, num_rows)
+
+    def _streamed(
+        self, arrays: Arrays, pieces: Sequence[tuple[Record, str, int]], num: int, size: int
+    ) -> StreamedSplit:
+        def read(piece: int) -> np.ndarray:
+            return decoded.pixels(self.store.row_group(*pieces[piece], ["image"])["image"], size)
+
+        images = StreamedImages(arrays["piece"][:num], arrays["row"][:num], size, read)
+        return StreamedSplit(images, torch.from_numpy(arrays["labels"][:num]))
 
     def _pool(self, sets: Sequence[str], size: int) -> dict[str, decoded.Made]:
         images, *synthetic = sets
@@ -222,7 +282,7 @@ class DataCache:
             needed, free = out.nbytes, memory_free()
             if needed > free and not isinstance(out, np.memmap):
                 num_images, size = out.shape[0], out.shape[-1]
-                raise RunFailed(
+                raise _NoRoom(
                     f"{num_images:,} images of {size} x {size} pixels take {needed / 1e9:.3g} GB as arrays, once on "
                     f"each node; on {socket.gethostname()} {free / 1e9:.3g} GB of memory are free, and its cache of "
                     f"{ShardCache.from_environment().max_bytes / 1e9:.3g} GB has no room: raise {BOUND_VARIABLE}, "

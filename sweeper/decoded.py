@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Made = np.ndarray | Filled
 SPLIT = ("images", "labels")
 POOL = (*SPLIT, "keys", "num_real")
+STREAMED = ("piece", "row", "labels", "keys", "num_real")
 
 
 def pixels(column: pa.ChunkedArray, image_size: int) -> np.ndarray:
@@ -93,14 +94,36 @@ def pool(
         synthetic: `sample_id`, `label` and `index` of each set.
         files: as `laid_out` takes them.
     """
-    real = of_split(images, "train")
-    index = pa.concat_tables([part.select(["sample_id", "label"]) for part in (real, *map(in_order, synthetic))])
+    index = _pooled(images, synthetic)
+    return {**laid_out(index, files, image_size), **_facts(index, len(of_split(images, "train")))}
+
+
+def in_pieces(images: pa.Table, synthetic: Sequence[pa.Table], num_rows: Sequence[int]) -> dict[str, Made]:
+    """`STREAMED`: as `pool`, with the piece of the store in which each image lies, and its row there, for its pixels.
+
+    Args:
+        num_rows: of each piece; in their order they hold the rows of `images` and of all synthetic sets as given.
+    """
+    index = _pooled(images, synthetic)
+    stored = [sample_id for table in (images, *synthetic) for sample_id in table["sample_id"].to_pylist()]
+    position = {sample_id: i for i, sample_id in enumerate(stored)}
+    at_N = np.array([position[sample_id] for sample_id in index["sample_id"].to_pylist()], dtype=np.int64)
+    ends = np.cumsum(num_rows)
+    piece_N = np.searchsorted(ends, at_N, side="right")
+    found = {"piece": piece_N, "row": at_N - (ends - num_rows)[piece_N]}
+    labels = index["label"].to_numpy().astype(np.int64)
+    return {**found, "labels": labels, **_facts(index, len(of_split(images, "train")))}
+
+
+def _pooled(images: pa.Table, synthetic: Sequence[pa.Table]) -> pa.Table:
+    """`sample_id` and `label` of what a trial may train on, in order."""
+    parts = (of_split(images, "train"), *map(in_order, synthetic))
+    return pa.concat_tables([part.select(["sample_id", "label"]) for part in parts])
+
+
+def _facts(index: pa.Table, num_real: int) -> Arrays:
     keys = [views.sample_key(sample_id) for sample_id in index["sample_id"].to_pylist()]
-    return {
-        **laid_out(index, files, image_size),
-        "keys": np.array(keys, dtype=np.uint64),
-        "num_real": np.array([len(real)]),
-    }
+    return {"keys": np.array(keys, dtype=np.uint64), "num_real": np.array([num_real])}
 
 
 def targets(tables: Sequence[pa.Table], ids: Sequence[Sequence[str]], names: Sequence[str]) -> Arrays:

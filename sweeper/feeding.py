@@ -23,6 +23,7 @@ from sweeper import views
 from sweeper.batches import TrialData
 from sweeper.placement import Placement, placement
 from sweeper.sources import LiveTeacher, Sight, TeacherBatch
+from sweeper.streamed import ShuffledPieces
 
 # Of views that are made at a time, in float32. On a CPU they should still be in its caches when they are read.
 AHEAD_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
@@ -44,9 +45,10 @@ class Batch:
 class BatchStream:
     """Endless, seekable stream of training batches on a device.
 
-    Position p (in samples) belongs to pass p // N; each pass is a permutation seeded by (seed, pass). Within a batch
-    real images come first, so that losses can treat the synthetic ones apart without asking the device. The views are
-    those of the trial's source, or fresh ones without a teacher.
+    Position p (in samples) belongs to pass p // N; each pass is a permutation seeded by (seed, pass); where images are
+    streamed, it is one that reads neighbours together. Within a batch real images come first, so that losses can treat
+    the synthetic ones apart without asking the device. The views are those of the trial's source, or fresh ones without
+    a teacher.
 
     Args:
         data: a trial's data, on the CPU.
@@ -69,7 +71,9 @@ class BatchStream:
         self.data, self.seed, self.device = data, seed, device
         self.batch_size, self.rank, self.num_ranks = batch_size, rank, num_ranks
         self.placement = where or placement(data.num_bytes, device)
-        self.images_NCHW = self.placement.put(data.train.images_BCHW)
+        images = data.train.images_BCHW
+        self.images_NCHW = self.placement.put(images) if isinstance(images, torch.Tensor) else None
+        self.streamed = None if isinstance(images, torch.Tensor) else ShuffledPieces(images, seed)
         self.labels_N = data.train.labels_B.to(device)
         self.source = data.source.placed(self.placement) if data.source else None
         self._pass: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
@@ -77,10 +81,21 @@ class BatchStream:
         self._made: dict[tuple[int, int, int], Batch] = {}
 
     def _order(self, number: int) -> np.ndarray:
+        if self.streamed is not None:
+            return self.streamed.order(number)
         if self._pass[0] != number:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             self._pass = (number, rng.permutation(len(self.data.train)))
         return self._pass[1]
+
+    def _whole(self, index: np.ndarray, number: np.ndarray) -> torch.Tensor:
+        """Images [B, C, H, W] as they are stored, on the device."""
+        if self.images_NCHW is not None:
+            return self.placement.rows(self.images_NCHW, index)
+        streamed, size = self.streamed, self.data.train.stored_size
+        assert streamed is not None
+        shape = (len(index), 3, size, size)
+        return self.placement.sent(shape, torch.uint8, lambda rows: streamed.read_into(rows.numpy(), index, number))
 
     def indices(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """Sample index and pass number at positions start .. start + batch_size."""
@@ -115,7 +130,7 @@ class BatchStream:
         """How many batches are made at a time; a teacher in the loop works on one."""
         if isinstance(self.source, LiveTeacher) or parts > 1:
             return 1
-        num_bytes = 4 * self.data.train.images_BCHW[0].numel() * self.batch_size // self.num_ranks
+        num_bytes = 4 * 3 * self.data.train.stored_size**2 * self.batch_size // self.num_ranks
         return max(1, AHEAD_BYTES.get(self.device.type, 0) // max(1, num_bytes))
 
     def _share(self, start: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +149,7 @@ class BatchStream:
         else:
             drawn = self.source.views_of(index, number)
         views_BP = torch.from_numpy(np.ascontiguousarray(drawn, dtype=np.float32)).to(self.device, non_blocking=True)
-        whole_BCHW = self.placement.rows(self.images_NCHW, index)
+        whole_BCHW = self._whole(index, number)
         images_BCHW = views.apply_views(whole_BCHW, views_BP, self.data.image_size)
         labels_B = self.labels_N.index_select(0, index_B)
         teacher = None

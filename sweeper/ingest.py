@@ -38,6 +38,7 @@ from sweeper.store import Store
 
 UNREADABLE = "unreadable"  # what the note of a file tells of its block: errors by sample id
 BLOCK_BYTES = 64 * 2**20  # pixels of one file, which one task holds in memory
+GROUP_BYTES = 4 * 2**20  # pixels of one row group, the least that a training reads of images that it streams
 DECODE_ROWS = 8  # full-size images that a task holds at once: 36 MB each from a camera, 300 MB at `MAX_PIXELS`
 MIN_BLOCK_ROWS = 512  # a task costs about 10 ms besides its work
 BLOCKS_PER_CPU = 4  # so that the last blocks of a pass leave the other CPUs idle for a short time only
@@ -72,7 +73,8 @@ class ImageWorker:
             buffer = io.BytesIO()
             table = with_note(pa.table(columns, schema=SCHEMA), {UNREADABLE: unreadable})
             options = {"compression_level": 1, "use_dictionary": ["split"], "write_page_checksum": True}
-            pq.write_table(table, buffer, compression="zstd", **options)
+            rows_of_group = max(1, GROUP_BYTES // (3 * self.size**2))
+            pq.write_table(table, buffer, compression="zstd", row_group_size=rows_of_group, **options)
             self.store.write_bytes(self.prefix, f"images-{rows['row'][0].as_py():010d}.parquet", buffer.getvalue())
             size = len(buffer.getvalue())
         return {

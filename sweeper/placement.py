@@ -5,6 +5,7 @@ The choice is by bytes, when the training begins, and changes no batch: rows are
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +28,21 @@ class Placement:
         return tensor.to(self.device) if self.is_resident else tensor
 
     def rows(self, tensor: Tensor, index_B: np.ndarray) -> Tensor:
-        """Rows of a tensor that was `put`, on the device.
-
-        From the host they go through pinned memory, which the device reads while the host goes on: torch keeps each
-        buffer until its copy is done.
-        """
+        """Rows of a tensor that was `put`, on the device."""
         index = torch.from_numpy(index_B)
         if self.is_resident:  # several times faster than indexing with brackets, on a CPU
             return tensor.index_select(0, index.to(self.device, non_blocking=True))
-        is_pinned = self.device.type == "cuda"
-        rows = torch.empty((len(index), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=is_pinned)
-        torch.index_select(tensor, 0, index, out=rows)
+        shape = (len(index), *tensor.shape[1:])
+        return self.sent(shape, tensor.dtype, lambda rows: torch.index_select(tensor, 0, index, out=rows))
+
+    def sent(self, shape: Sequence[int], dtype: torch.dtype, fill: Callable[[Tensor], object]) -> Tensor:
+        """A tensor on the device that `fill` writes on the host.
+
+        It goes through pinned memory, which the device reads while the host goes on: torch keeps each buffer until its
+        copy is done.
+        """
+        rows = torch.empty(tuple(shape), dtype=dtype, pin_memory=self.device.type == "cuda")
+        fill(rows)
         return rows.to(self.device, non_blocking=True)
 
 

@@ -188,18 +188,52 @@ class Store:
         """As `read_table`, one file at a time."""
         chosen = list(record.columns) if columns is None and record.columns else columns
         stored = None if chosen is None else [record.columns.get(name, name) for name in chosen]
-        names = [entry.name for entry in record.files if entry.name.endswith(".parquet")]
-        names.sort(key=lambda name: (name.rpartition("/")[2], name))
-        if not names:
-            raise KeyError(f"{record.kind} {record.key} has no parquet file")
-        entries = {entry.name: entry for entry in record.files}
-        for name in names:
-            with self._open(record, entries[name]) as source, pq.ParquetFile(source) as file:
+        for entry in _tables(record):
+            name = entry.name
+            with self._open(record, entry) as source, pq.ParquetFile(source) as file:
                 missing = sorted(set(stored or ()) - set(file.schema_arrow.names))
                 if missing:
                     raise KeyError(f"{record.kind} {record.key}: {name} has no column {', '.join(missing)}")
                 table = self._plain(file.read(columns=stored), name)
             yield table if stored is None else table.select(stored).rename_columns(list(chosen or ()))
+
+    def row_groups(self, record: Record) -> list[tuple[str, int, int]]:
+        """File, number and rows of each row group, in the order of the rows of `read_table`. RunFailed: as of it."""
+
+        def counts(name: str) -> list[int]:
+            with self.filesystem.open_input_file(self.path(name)) as source:
+                metadata = pq.read_metadata(source)
+            return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+        return [
+            (entry.name, number, num_rows)
+            for entry in _tables(record)
+            for number, num_rows in enumerate(self.storage.attempt(partial(counts, f"{record.prefix}/{entry.name}")))
+        ]
+
+    def row_group(self, record: Record, name: str, number: int, columns: Sequence[str]) -> Any:
+        """Some columns of one row group, of which alone the bytes are read: pages are compared with their checksums.
+
+        For a file that this machine read whole before, and so hashed: what became of it since is seen by the pages.
+
+        Raises:
+            RunFailed: it is gone or was changed.
+        """
+
+        def read() -> Any:
+            with (
+                self.filesystem.open_input_file(self.path(f"{record.prefix}/{name}")) as source,
+                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file,
+            ):
+                return file.read_row_group(number, columns=[record.columns.get(c, c) for c in columns])
+
+        try:
+            table = self.storage.attempt(read)
+        except RunFailed:
+            entry = next(entry for entry in record.files if entry.name == name)
+            self._open(record, entry).close()  # raises and forgets the artifact where its bytes are others
+            raise
+        return self._plain(table, name).rename_columns(list(columns))
 
     def _plain(self, table: pa.Table, name: str) -> pa.Table:
         try:
@@ -285,6 +319,14 @@ class Store:
             return None if data is None else decode(data, Path(path).stem)
         except ValueError as error:
             return str(error)
+
+
+def _tables(record: Record) -> list[FileEntry]:
+    """Its parquet files in the order of their own names. KeyError: it has none."""
+    found = [entry for entry in record.files if entry.name.endswith(".parquet")]
+    if not found:
+        raise KeyError(f"{record.kind} {record.key} has no parquet file")
+    return sorted(found, key=lambda entry: (entry.name.rpartition("/")[2], entry.name))
 
 
 def _record_path(key: str) -> str:

@@ -28,6 +28,7 @@ CLASS_NAMES = ("red", "green", "blue")
 ARCHITECTURE = "test_efficientnet"
 WIDTH = 6  # of the made-up teacher's embedding
 VIEWS = ViewConfig(per_image=4, flip=True)
+ROWS_OF_GROUP = 4
 torch.set_num_threads(1)
 
 
@@ -121,7 +122,7 @@ def always(_: EpochReport) -> bool:
 
 def write_parquet(store: Store, prefix: str, columns: Mapping[str, Any], name: str = "rows.parquet") -> None:
     buffer = io.BytesIO()
-    pq.write_table(pa.table(dict(columns)), buffer)
+    pq.write_table(pa.table(dict(columns)), buffer, row_group_size=ROWS_OF_GROUP, write_page_checksum=True)
     store.write_bytes(prefix, name, buffer.getvalue())
 
 

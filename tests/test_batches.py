@@ -26,7 +26,7 @@ from samples import (
 
 from sweeper import batches, views
 from sweeper.adapted import CLASSIFIER_FILE
-from sweeper.batches import DataCache, DataRefs, TeacherRefs
+from sweeper.batches import DataCache, DataRefs, ImageSplit, StreamedSplit, TeacherRefs
 from sweeper.errors import RunFailed
 from sweeper.feeding import BatchStream
 from sweeper.shards import fixed_lists
@@ -263,6 +263,7 @@ def test_what_the_store_lacks_is_named(store: Store) -> None:
 def test_images_are_laid_out_file_by_file_in_less_memory_than_they_take(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without room for them those of training are streamed; those that every epoch is judged by have to be there."""
     commit_images(store, {"train": 6, "val": 2, "test": 2})
     refs = DataRefs(images="images")
     monkeypatch.setattr(batches, "memory_free", lambda: 0)
@@ -270,11 +271,13 @@ def test_images_are_laid_out_file_by_file_in_less_memory_than_they_take(
     assert len(read(store, refs).train) == 6
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "another"))
     monkeypatch.setenv("SWEEPER_CACHE_GB", "1e-6")
-    message = rf"6 images of {SIZE} x {SIZE} pixels take .*cache of 1e-06 GB has no room: raise SWEEPER_CACHE_GB"
+    message = rf"2 images of {SIZE} x {SIZE} pixels take .*cache of 1e-06 GB has no room: raise SWEEPER_CACHE_GB"
     with pytest.raises(RunFailed, match=message):
         read(store, refs)
     monkeypatch.setattr(batches, "memory_free", lambda: 6 * 3 * SIZE**2)
-    assert len(read(store, refs).train) == 6
+    assert isinstance(read(store, refs).train, ImageSplit)
+    monkeypatch.setattr(batches, "memory_free", lambda: 2 * 3 * SIZE**2)
+    assert isinstance(read(store, refs).train, StreamedSplit)
 
 
 def test_the_arrays_that_were_read_last_are_kept(store: Store) -> None:

@@ -15,6 +15,7 @@ import torch
 from samples import trial_data
 from test_sources import live, teacher_of
 
+from sweeper import batches
 from sweeper.feeding import BatchStream
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -48,6 +49,18 @@ def test_cached_vs_online(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["embedded_loss_difference"] < 1e-4
     assert found["accuracy_difference"] == pytest.approx(found["accuracy_cached"] - found["accuracy_online"], abs=2e-4)
     assert any(line.startswith("embedded") for line in lines)
+
+
+def test_streaming(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "memory_free", batches.memory_free)  # which the script changes, like the two below
+    for variable in ("SWEEPER_CACHE", "SWEEPER_CACHE_GB"):
+        monkeypatch.setenv(variable, "1")
+    small = ["--images", "200", "--size", "32", "--student", "test_resnet", "--steps", "2", "--repeats", "1"]
+    script("streaming").main(small)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for what in ("feeding", "training"):
+        speeds = [found[f"{what}_{way}_images_s"] for way in ("streamed", "held")]
+        assert found[f"{what}_ratio"] == pytest.approx(speeds[0] / speeds[1], rel=1e-2)
 
 
 def test_views(capsys: pytest.CaptureFixture[str]) -> None:
