@@ -92,7 +92,8 @@ def _execute(prepared: Prepared, options: Options, console: Console, tracked: Tr
         records = artifacts.build(plan, prepared.store, stage, console.message, has_gpus=has_gpus)
         leaked = duplicates.across_pools(plan, prepared.store, records)
         _report(plan, records, console, leaked)
-        if sheets := contact_sheet.write(prepared.folder.path, plan, prepared.store, records):
+        sheets = contact_sheet.write(prepared.folder.path, plan, prepared.store, records)
+        if sheets and not options.is_passing:
             console.message(f"to look at: {', '.join(str(path) for path in sheets)}")
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)
         if options.address is None:

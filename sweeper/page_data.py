@@ -122,6 +122,7 @@ def figure_data(made: Contents) -> dict[str, Any]:
         "trials": [_trial(record, factor, leaves) for record in trials],
         "leaves": [{"name": name, "isLog": is_log(values)} for name, values in leaves.items()],
         "curves": _curves(made.curves, trials, place, factor),
+        "rungs": _rungs(made, trials, place),
         "front": [_final(record, factor, place) for record in finals],
         "arms": [_final(record, factor, place) for record in made.ablation if figures.is_shown(record)],
     }
@@ -191,6 +192,28 @@ def _curves(
         }
         for trial, rows in sorted(found.items())
     ]
+
+
+def _rungs(made: Contents, trials: Sequence[Record], place: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Accuracy at each rung and at the end, of the trials that trained beyond it to their end."""
+    whole = {int(trial["trial"]) for trial in trials if trial["state"] == "completed"}
+    curves: dict[int, list[Record]] = {}
+    for record in made.curves:
+        if record["trial"] in whole and record["accuracy_val"] is not None:
+            curves.setdefault(int(record["trial"]), []).append(record)
+    found = []
+    for rung in made.rungs:
+        passed = {trial: rows for trial, rows in curves.items() if rows[-1]["epoch"] > rung["epochs"]}
+        early = [next(row for row in rows if row["epoch"] >= rung["epochs"]) for rows in passed.values()]
+        found.append(
+            {
+                "epochs": rung["epochs"],
+                "places": [place[trial] for trial in passed],
+                "early": [row["accuracy_val"] for row in early],
+                "final": [rows[-1]["accuracy_val"] for rows in passed.values()],
+            }
+        )
+    return [rung for rung in found if rung["places"]]
 
 
 def _leaves(trials: Sequence[Record], importance: Sequence[Record]) -> dict[str, list[Any]]:

@@ -24,11 +24,12 @@ RUN_ID_LENGTH = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where a run works; nothing here changes a result."""
+    """Where a run works; nothing here changes a result. What `is_passing` writes goes away with its folder."""
 
     results: str = "results"
     store: str = ".sweeper/store"
     address: str | None = None
+    is_passing: bool = False
 
 
 @dataclass(frozen=True)

@@ -144,10 +144,11 @@ FORECAST: dict[str, Any] = {
 
 
 def write_full_run(path: Path, *, name: str = "tiny") -> RunFolder:
-    """`write_run` with what a page shows besides: curves, seeds, mistakes, teachers, forecast, contact sheets."""
+    """`write_run` with what a page shows besides: curves, seeds, rungs, mistakes, teachers, forecast, sheets."""
     run = _written(path, name)
     run.write_curves(curve_records())
     run.write_finalists(seed_records())
+    run.write_rungs([{"rung": n, "epochs": e, "trials": 18, "spearman": 0.9} for n, e in ((1, 1), (2, 3))])
     run.write_confusion(confusion_records())
     run.write_teachers(teacher_records())
     run.write_forecast(FORECAST)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_samples import NASTY, final_row, final_rows, trial_row, trial_rows, write_full_run
+from run_samples import NASTY, cost, final_row, final_rows, trial_row, trial_rows, write_full_run
 
 CHROMIUM = os.environ.get("SWEEPER_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -130,12 +130,27 @@ def test_filters_work_from_the_keyboard(page: Page) -> None:
 
 def test_every_figure_is_drawn_and_has_a_name(page: Page) -> None:
     plots = page.locator(".plot")
-    assert plots.count() == 6
+    assert plots.count() == 7
     for plot in plots.all():
         assert plot.locator(".main-svg").count() > 0
         assert len(plot.get_attribute("aria-label")) > 20
     assert page.locator("#plot-front .errorbar").count() >= 6, "three rows of the front, and the arms"
     assert page.locator("#plot-parallel .scatterlayer path.js-line").count() >= 5
+    assert page.locator("#plot-rungs .scatterlayer path.point").count() == 2 * 18, "those with a curve, at both rungs"
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.1), (3.0, 11.0), (0.02, 4000.0), (5.0, 5.0)])
+def test_the_axis_of_cost_has_ticks_whatever_it_spans(browser: Any, tmp_path: Path, low: float, high: float) -> None:
+    run = write_full_run(tmp_path / "spans" / "a1")
+    costs = (low, (low * high) ** 0.5, high)
+    run.write_trials([trial_row(n, cost=cost(costs[n % 3])) for n in range(6)])
+    run.write_pareto([final_row(rank, cost=cost(costs[rank - 1])) for rank in (1, 2, 3)])
+    run.write_ablation([])
+    run.write_report()
+    for page in _opened(browser, run.path / "report.html", viewport=DESKTOP):
+        shown = page.locator("#plot-front .xaxislayer-above .xtick text").all_text_contents()
+        assert 2 <= len(shown) <= 20
+        assert len(set(shown)) == len(shown)
 
 
 def test_the_table_sorts_by_value(page: Page) -> None:

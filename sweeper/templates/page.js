@@ -78,6 +78,16 @@
     text: rows.map(hoverOfFinal), hovertemplate: "%{text}<extra></extra>", customdata: rows.map((r) => r.place), ...more,
   });
 
+  const ticksBetween = (costs) => { // round figures on an axis in logs; where it spans little, even steps
+    const low = Math.min(...costs), high = Math.max(...costs);
+    if (high > 4 * low) {
+      const steps = isNarrow() && high > 50 * low ? [1] : [1, 2, 5];
+      return [...Array(17)].flatMap((_, power) => steps.map((step) => Number(`${step}e${power - 8}`)));
+    }
+    const rough = (high - low || high) / 4, power = 10 ** Math.floor(Math.log10(rough)), step = power * ([1, 2, 5].find((by) => by * power >= rough) ?? 10);
+    return [...Array(14)].map((_, i) => Number(((Math.floor(low / step) - 2 + i) * step).toPrecision(6))).filter((value) => value > 0);
+  };
+
   const drawFront = () => {
     const ink = style("--ink"), traces = [];
     for (const look of data.looks) {
@@ -111,9 +121,8 @@
                                hovertext: arms.map(hoverOfFinal), text: arms.map((r) => safe(r.role)), hovertemplate: "%{hovertext}<extra></extra>",
                                textfont: { size: 11 }, marker: { symbol: "star", size: 13, color: style("--paper"), line: { color: ink, width: 1.5 } } }));
     }
-    const steps = isNarrow() ? [1] : [1, 2, 5];
-    const ticks = [...Array(17)].flatMap((_, power) => steps.map((step) => Number(`${step}e${power - 8}`)));
-    const tops = [...[...data.trials, ...data.front].map((t) => t.accuracy), ...tested.map((r) => r.test + (r.std || 0))];
+    const ticks = ticksBetween([...data.trials, ...data.front, ...data.arms].map((row) => row.cost));
+    const tops = [...[...data.trials, ...data.front].map((t) => t.accuracy), ...[...tested, ...arms].map((r) => r.test + (r.std || 0))];
     const top = Math.max(...tops, data.floor + 0.01), room = top - data.floor;
     plot("plot-front", traces, {
       xaxis: { type: "log", title: { text: `cost from nothing, ${safe(data.unit)} (log scale)` }, tickvals: ticks, ticktext: ticks.map((value) => digits(value)) },
@@ -191,7 +200,25 @@
     }
   };
 
-  const draw = () => { drawFront(); if (data.trials.length) { drawParallel(); drawSlices(); } };
+  const drawRungs = () => {
+    const box = document.getElementById("plot-rungs");
+    if (!box || !data.rungs.length) {
+      if (box) box.hidden = true;
+      return;
+    }
+    const all = data.rungs.flatMap((rung) => [...rung.early, ...rung.final]), ends = [Math.min(...all), Math.max(...all)];
+    const traces = data.rungs.map((rung, i) => {
+      const own = rung.places.map((place, n) => [place, n]).filter(([place]) => fits(data.trials[place]));
+      return { type: "scatter", mode: "markers", name: `at epoch ${rung.epochs}`, x: own.map(([, n]) => rung.early[n]), y: own.map(([, n]) => rung.final[n]),
+               customdata: own.map(([place]) => place), text: own.map(([place]) => hoverOfTrial(data.trials[place])), hovertemplate: "%{text}<extra></extra>",
+               marker: { symbol: ["circle", "diamond", "square", "triangle-up"][i % 4], size: 9, color: FIFTHS[isDark() ? "dark" : "light"][(i + 2) % 5], opacity: 0.8 } };
+    });
+    traces.push({ type: "scatter", mode: "lines", x: ends, y: ends, line: { color: style("--quiet"), width: 1, dash: "dot" }, hoverinfo: "skip", showlegend: false });
+    plot("plot-rungs", traces, { xaxis: { title: { text: "accuracy at the rung, validation" } }, yaxis: { title: { text: "at the end" } }, showlegend: true,
+                                 legend: { orientation: "h", y: 1.05, yanchor: "bottom" } });
+  };
+
+  const draw = () => { drawFront(); if (data.trials.length) { drawParallel(); drawSlices(); drawRungs(); } };
 
   // Filters
 
