@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,8 +30,10 @@ from sweeper.redact import redacted
 from sweeper.stage import Stage
 from sweeper.status import Status
 from sweeper.tables import Record, accuracy_text, cost_unit, duration, plain, significant
+from sweeper.wording import HARD_SPACE
 
 PIPE_WIDTH = 120
+HEADER_INDENT = 13
 NO_LIMIT = 1_000  # lines of a screen that is printed once
 
 
@@ -57,8 +60,12 @@ class Console:
             self._out.print(Text(plain(redacted(text)), style=style), soft_wrap=True)
 
     def header(self, lines: Sequence[str]) -> None:
-        for number, line in enumerate(lines):
-            self.message(line, style="" if number else "bold")
+        """A title, and lines of `name  text`, whose texts go on in their own column."""
+        title, *rest = lines
+        self.message(title, style="bold")
+        for line in rest:
+            parts = textwrap.wrap(line, max(self.width, 2 * HEADER_INDENT), subsequent_indent=" " * HEADER_INDENT)
+            self.message("\n".join(parts).replace(HARD_SPACE, " "))
 
     def error(self, text: object) -> None:
         self._err.print(Text.assemble(("error: ", "bold red"), plain(redacted(str(text)))), soft_wrap=True)

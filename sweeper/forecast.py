@@ -8,7 +8,6 @@ Nothing is built and no weight is read.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from sweeper.space import Space
 from sweeper.store import Store
 from sweeper.tables import STAGE_TITLES, duration
 from sweeper.trial import most_epochs
+from sweeper.wording import HARD_SPACE
 
 START_S = 15.0  # of the wall clock, on two cores: Ray and the lanes
 PASS_S = 10.0  # and each stage's workers
@@ -38,7 +38,6 @@ UNITS = {"images": "images", "adapt": "images", "synthetic": "images", "targets"
 PASSING_NOTE = f", if {PASSING:.0%} pass the filter"
 CACHED, BEFORE, TIMED, COUNTED, UNKNOWN = "cached", "measured before", "measured", "counted", "not known"
 NO_DEVICE = ""
-WIDTH, INDENT, HARD_SPACE = 99, 13, "\xa0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +135,8 @@ class Forecast:
         found = self.dollars(self.total)
         return None if found is None else found + head
 
-    def lines(self) -> list[str]:
-        """For the header, at most `WIDTH` columns wide."""
+    def line(self) -> str:
+        """For the header."""
         parts = ", ".join(f"{STAGE_TITLES.get(name, name)} {_time(s)}" for name, s in self.seconds.items() if s > 0)
         said = f"{_time(self.total)} of device time: {parts or 'nothing'}"
         if self.wall_s is not None:
@@ -147,8 +146,7 @@ class Forecast:
             said += f", {' and '.join(STAGE_TITLES.get(name, name) for name in self.measured)} as measured before"
         if self.unknown:
             said += f"; not known: {', '.join(self.unknown)}"
-        lines = textwrap.wrap(said, WIDTH, initial_indent="  forecast   ", subsequent_indent=" " * INDENT)
-        return [line.replace(HARD_SPACE, " ") for line in lines]
+        return f"  forecast   {said}"
 
     @property
     def basis(self) -> str:

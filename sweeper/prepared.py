@@ -124,4 +124,4 @@ def header(prepared: Prepared, expected: Forecast | None = None) -> list[str]:
     scheduler: Any = config.search.scheduler
     how = f"{config.search.sampler} with {scheduler.kind}"
     lines.append(f"  search     {' or '.join(budget)}, {how}, then {final}")
-    return [*lines, *(expected.lines() if expected is not None else ())]
+    return [*lines, *([expected.line()] if expected is not None else [])]

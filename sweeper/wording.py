@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 MAX_SHOWN = 500
+HARD_SPACE = "\xa0"  # at which no line is broken
 
 
 def one_line(text: str, limit: int = MAX_SHOWN) -> str:

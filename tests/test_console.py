@@ -36,6 +36,19 @@ def terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINES", "24")
 
 
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_header_goes_on_in_its_own_column(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = io.StringIO()
+    said = f"3\xa0h\xa025\xa0min {'and so on ' * 12}"
+    Console(stream=stream).header(["sweeper: tiny/a1", f"  forecast   {said}", "  data       few"])
+    title, first, *rest, last = stream.getvalue().splitlines()
+    assert (title, last) == ("sweeper: tiny/a1", "  data       few")
+    assert all(len(line) <= max(width, 26) for line in (first, *rest))
+    assert all(line[:13].isspace() and line[13] != " " for line in rest)
+    assert " ".join([first[13:], *(line[13:] for line in rest)]) == said.replace("\xa0", " ").strip()
+
+
 def _use(console: Console) -> None:
     console.header(["sweeper: tiny/a1", "16 trials"])
     with console.stage("images", 10, "images") as stage:

@@ -203,7 +203,7 @@ def test_what_this_teacher_took_before_is_scaled(store: Store) -> None:
     assert found.measured == ("adapt", "targets")
     assert found.seconds["targets"] == pytest.approx(30.0)
     assert found.seconds["adapt"] == pytest.approx(costs.PROBE_S + 3.0)
-    assert "teachers and targets as measured before" in " ".join(" ".join(found.lines()).split())
+    assert "teachers and targets as measured before" in found.line()
 
 
 @ON_CPU
@@ -254,7 +254,7 @@ def test_a_pipeline_that_is_not_on_disk_is_not_known(store: Store) -> None:
     found = expected(store, trial=trial, synthetic=synthetic)
     assert found.unknown == ("synthetic of sd",)
     assert "synthetic" not in found.seconds
-    assert "not known: synthetic of sd" in " ".join(" ".join(found.lines()).split())
+    assert "not known: synthetic of sd" in found.line()
 
 
 def made_up(*rows: forecast.Row, device: str = "NVIDIA A100-SXM4-80GB", **changes: Any) -> forecast.Forecast:
@@ -268,16 +268,13 @@ def row(kind: str, seconds: float | None = 12345.6, **changes: Any) -> forecast.
     return forecast.Row(kind=kind, **values)
 
 
-def test_lines_fit_the_header() -> None:
+def test_the_line_of_the_header_has_durations_that_no_break_tears() -> None:
     known = [row(kind, basis=forecast.BEFORE) for kind in ("adapt", "synthetic", "targets")]
     lost = row("synthetic", None, name="long " * 20, basis=forecast.UNKNOWN)
     found = made_up(*known, row("search"), row("finalists"), lost)
-    lines = found.lines()
-    assert lines[0].startswith("  forecast   17 h 08 min of device time: teachers 3 h 25 min, ")
-    assert all(len(line) < 100 and "\xa0" not in line for line in lines)
-    assert all(line.startswith(" " * 13) for line in lines[1:])
-    text = " ".join(" ".join(lines).split())
-    assert "on 17 lanes, counted at an assumed 20% of the peak in A100's data sheet, 19.5 TFLOP/s" in text
+    line = found.line()
+    assert line.startswith("  forecast   17\xa0h\xa008\xa0min of device time: teachers 3\xa0h\xa025\xa0min, ")
+    assert "on 17 lanes, counted at an assumed 20% of the peak in A100's data sheet, 19.5 TFLOP/s" in line
 
 
 def test_lanes_are_told_of_this_machine_only(store: Store) -> None:
@@ -290,7 +287,7 @@ def test_lanes_are_told_of_this_machine_only(store: Store) -> None:
     stages = 3 * forecast.PASS_S + here.seconds["adapt"] + here.seconds["targets"]  # images, teachers, targets
     assert here.wall_s == pytest.approx(forecast.START_S + stages + trainings)
     assert elsewhere.wall_s is None
-    assert "lane" not in " ".join(elsewhere.lines())
+    assert "lane" not in elsewhere.line()
 
 
 def test_rows_of_an_anytime_front_are_not_all_trained_to_the_end(store: Store) -> None:

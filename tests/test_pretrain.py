@@ -286,7 +286,7 @@ def test_the_run_is_another_one_where_a_pools_images_are(tmp_path: Path) -> None
 
 
 def test_the_header_says_how_many_images_a_pool_has(tmp_path: Path) -> None:
-    expected: Any = SimpleNamespace(lines=list)
+    expected: Any = SimpleNamespace(line=str)
     lines = [line.split() for line in header(prepared(tmp_path), expected)]
     assert ["pool", "40", "unlabelled", "images", "(tenth)"] in lines
     assert not any("(half)" in line for line in lines)

@@ -116,8 +116,10 @@
                   marker: { symbol: "circle", size: 12, color: style("--paper"), line: { color: ink, width: 2 } } });
     traces.push(bars(tested, { name: "front, test", marker: { symbol: "diamond", size: 9, color: ink } }));
     const arms = data.arms.filter((r) => r.test !== null);
+    const dearest = Math.max(...[...data.trials, ...data.front, ...data.arms].map((row) => row.cost));
     if (arms.length) {
-      traces.push(bars(arms, { name: "arms, test", mode: "markers+text", cliponaxis: false, textposition: "bottom right",
+      traces.push(bars(arms, { name: "arms, test", mode: "markers+text", cliponaxis: false,
+                               textposition: arms.map((r) => (r.cost > 0.6 * dearest ? "bottom left" : "bottom right")),
                                hovertext: arms.map(hoverOfFinal), text: arms.map((r) => safe(r.role)), hovertemplate: "%{hovertext}<extra></extra>",
                                textfont: { size: 11 }, marker: { symbol: "star", size: 13, color: style("--paper"), line: { color: ink, width: 1.5 } } }));
     }
