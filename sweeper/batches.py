@@ -278,19 +278,18 @@ class DataCache:
         images = made["images"]
         assert isinstance(images, Filled)
 
-        def fill(out: np.ndarray) -> None:
-            needed, free = out.nbytes, memory_free()
-            if needed > free and not isinstance(out, np.memmap):
-                num_images, size = out.shape[0], out.shape[-1]
+        def check() -> None:
+            needed, free = images.num_bytes, memory_free()
+            if needed > free:
+                num_images, size = images.shape[0], images.shape[-1]
                 raise _NoRoom(
                     f"{num_images:,} images of {size} x {size} pixels take {needed / 1e9:.3g} GB as arrays, once on "
                     f"each node; on {socket.gethostname()} {free / 1e9:.3g} GB of memory are free, and its cache of "
                     f"{ShardCache.from_environment().max_bytes / 1e9:.3g} GB has no room: raise {BOUND_VARIABLE}, "
                     f"with {FOLDER_VARIABLE} on a disk that holds them, or use a smaller dataset.image_size"
                 )
-            images.fill(out)
 
-        return made | {"images": replace(images, fill=fill)}
+        return made | {"images": replace(images, before_memory=check)}
 
     def _targets(self, tables: Sequence[str], sets: Sequence[str], names: Sequence[str]) -> Arrays:
         images, *synthetic = sets

@@ -39,11 +39,17 @@ class Filled:
 
     Attributes:
         fill: writes every element of what it is given, a `np.memmap` or, where the cache has no room, an array.
+        before_memory: called before such an array is made; may raise.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fill: Callable[[np.ndarray], None]
+    before_memory: Callable[[], None] = lambda: None
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @classmethod
     def of(cls, array: np.ndarray) -> Filled:
@@ -106,7 +112,7 @@ def _kept(cache: ShardCache, file: str, made: np.ndarray | Filled) -> np.ndarray
     head = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(filled.dtype), "fortran_order": False, "shape": filled.shape}
     np.lib.format.write_array_header_1_0(head, described)
-    start, num_bytes = head.tell(), math.prod(filled.shape) * filled.dtype.itemsize
+    start, num_bytes = head.tell(), filled.num_bytes
 
     def write(target: IO[bytes]) -> bool:
         target.write(head.getvalue())
@@ -127,6 +133,7 @@ def _kept(cache: ShardCache, file: str, made: np.ndarray | Filled) -> np.ndarray
         return opened
     if isinstance(made, np.ndarray):
         return made
+    made.before_memory()
     array = np.empty(made.shape, made.dtype)
     made.fill(array)
     return array

@@ -13,7 +13,7 @@ import torch
 from samples import SIZE, VIEWS, MemorySlot, always, commit_images, trial_config
 from test_batches import commit_adapted, commit_synthetic, commit_targets, sample_ids
 
-from sweeper import batches
+from sweeper import batches, decoded
 from sweeper.batches import DataCache, DataRefs, StreamedSplit, TrialData
 from sweeper.errors import RunFailed
 from sweeper.feeding import BatchStream
@@ -194,6 +194,23 @@ def test_a_streamed_training_ends_where_it_ends_after_a_restart(both: tuple[Tria
         trained(slot, cut)
     assert slot.state is not None
     assert trained(MemorySlot(slot.state)) == whole
+
+
+def test_images_of_more_bytes_than_there_is_memory_are_never_asked_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array of them could not even be made."""
+    commit_images(store, COUNTS)
+    laid_out = decoded.laid_out
+
+    def vast(index: Any, files: Any, size: int) -> Any:
+        made = laid_out(index, files, size)
+        too_many = len(index) == COUNTS["train"]
+        return made | ({"images": replace(made["images"], shape=(10**12, 3, size, size))} if too_many else {})
+
+    monkeypatch.setattr(decoded, "laid_out", vast)
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "another"))
+    assert isinstance(read(store, DataRefs(images="images")).train, StreamedSplit)
 
 
 def test_a_piece_that_was_changed_is_not_trained_on(store: Store) -> None:
