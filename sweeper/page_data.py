@@ -122,6 +122,7 @@ def figure_data(made: Contents) -> dict[str, Any]:
         "trials": [_trial(record, factor, leaves) for record in trials],
         "leaves": [{"name": name, "isLog": is_log(values)} for name, values in leaves.items()],
         "curves": _curves(made.curves, trials, place, factor),
+        "progress": _progress(made),
         "rungs": _rungs(made, trials, place),
         "front": [_final(record, factor, place) for record in finals],
         "arms": [_final(record, factor, place) for record in made.ablation if figures.is_shown(record)],
@@ -192,6 +193,14 @@ def _curves(
         }
         for trial, rows in sorted(found.items())
     ]
+
+
+def _progress(made: Contents) -> dict[str, Any] | None:
+    """Hypervolume over the device time that the search had spent, in a unit of its own."""
+    curve = made.hypervolume
+    unit, factor = tables.cost_unit([record["seconds"] / 3600 for record in curve], made.device)
+    spent = [record["seconds"] / 3600 * factor for record in curve]
+    return {"unit": unit, "spent": spent, "hypervolume": [record["hypervolume"] for record in curve]} if curve else None
 
 
 def _rungs(made: Contents, trials: Sequence[Record], place: Mapping[int, int]) -> list[dict[str, Any]]:

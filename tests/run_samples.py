@@ -148,6 +148,9 @@ def write_full_run(path: Path, *, name: str = "tiny") -> RunFolder:
     run = _written(path, name)
     run.write_curves(curve_records())
     run.write_finalists(seed_records())
+    run.write_hypervolume(
+        [{"seconds": s, "hypervolume": h} for s, h in ((4.0, 0.0), (9.0, 0.3), (30.0, 0.52), (60.0, 0.52))]
+    )
     run.write_rungs([{"rung": n, "epochs": e, "trials": 18, "spearman": 0.9} for n, e in ((1, 1), (2, 3))])
     run.write_confusion(confusion_records())
     run.write_teachers(teacher_records())

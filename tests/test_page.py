@@ -130,7 +130,7 @@ def test_filters_work_from_the_keyboard(page: Page) -> None:
 
 def test_every_figure_is_drawn_and_has_a_name(page: Page) -> None:
     plots = page.locator(".plot")
-    assert plots.count() == 7
+    assert plots.count() == 8
     for plot in plots.all():
         assert plot.locator(".main-svg").count() > 0
         assert len(plot.get_attribute("aria-label")) > 20

@@ -309,9 +309,9 @@ def test_a_large_contact_sheet_becomes_a_photograph(monkeypatch: pytest.MonkeyPa
         tags = _Page(report.html(contents).decode()).tags
         return [str(a["src"]).partition(";")[0].removeprefix("data:image/") for tag, a in tags if tag == "img"]
 
-    assert kinds() == ["png"] * 3, "two sheets and the front"
+    assert kinds() == ["png"] * 4, "two sheets, the front and its hypervolume"
     monkeypatch.setattr(page_data, "MAX_SHEET_BYTES", 10)
-    assert kinds() == ["jpeg", "jpeg", "png"]
+    assert kinds() == ["jpeg", "jpeg", "png", "png"]
 
 
 def test_equal_records_give_equal_pages(tmp_path: Path) -> None:

@@ -202,6 +202,21 @@
     }
   };
 
+  const drawProgress = () => {
+    if (!document.getElementById("plot-progress")) return;
+    const { unit, spent, hypervolume } = data.progress, shared = spent[0], quiet = style("--quiet");
+    plot("plot-progress", [
+      { type: "scatter", mode: "lines", x: spent, y: hypervolume, line: { color: style("--mark"), width: 2, shape: "hv" }, showlegend: false,
+        hovertemplate: `%{y:.3f} after %{x:.3g} ${safe(unit)}<extra></extra>` },
+    ], {
+      xaxis: { title: { text: `device time spent by the search, ${safe(unit)}` }, range: [0, spent.at(-1) || 1] },
+      yaxis: { title: { text: "hypervolume of the front" }, range: [0, Math.max(...hypervolume) * 1.15 || 1] },
+      shapes: shared ? [{ type: "rect", x0: 0, x1: shared, y0: 0, y1: 1, yref: "paper", fillcolor: style("--block"), line: { width: 0 }, layer: "below" }] : [],
+      annotations: shared ? [{ x: shared, y: 1, yref: "paper", xanchor: shared < 0.25 * spent.at(-1) ? "left" : "right", yanchor: "top", text: "shared artifacts",
+                               showarrow: false, font: { size: 11, color: quiet } }] : [],
+    });
+  };
+
   const drawRungs = () => {
     const box = document.getElementById("plot-rungs");
     if (!box || !data.rungs.length) {
@@ -220,7 +235,7 @@
                                  legend: { orientation: "h", y: 1.05, yanchor: "bottom" } });
   };
 
-  const draw = () => { drawFront(); if (data.trials.length) { drawParallel(); drawSlices(); drawRungs(); } };
+  const draw = () => { drawFront(); drawProgress(); if (data.trials.length) { drawParallel(); drawSlices(); drawRungs(); } };
 
   // Filters
 
