@@ -6,7 +6,7 @@
 
 Nodes: the whole of a small sweep through `sweeper run --address`, an empty store each time; rows a second of targets
 and generation, epochs of training a second, and their ratio to one node. A stage's time has the start of its processes
-in it, as a user sees it.
+in it, as a user sees it. Last, the memory (of its own, not shared: USS) of each process that a lane has on the head.
 
 Lanes: searcher, Tune, mailbox and journal of a run, in Ray, on this machine. In the place of the lanes' workers one
 process plays all of them: it sleeps each epoch of a recorded training (`curves/anytime.parquet`) and reports what was
@@ -25,9 +25,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,17 @@ from sweeper.trial import TrialConfig
 
 FOLDER = Path(__file__).parent / "curves"
 LANES = (1, 4, 16, 64)
+OF_A_LANE = (
+    "TrainController",
+    "DatasetManager",
+    "PlacementGroupCleaner",
+    "PreemptionWatcher",
+    "SynchronizationActor",
+    "ResourceTrainable",  # which Tune keeps for a trial
+)
 SPACE = """
 name: scaling
-dataset: {kind: noise, classes: 10, train: 1200, val: 96, test: 96, image_size: 32}
+dataset: {kind: noise, classes: 10, train: 6000, val: 96, test: 96, image_size: 32}
 views: {per_image: 4, crop_scale: [0.5, 1.0]}
 teachers: {cnn: {kind: timm, model: test_resnet, weights: none, adapt: linear_probe, input_size: 64}}
 synthetic: {ddpm: {kind: diffusers, model: "zoo:generator", steps: 5, max_ratio: 0.6}}
@@ -85,6 +94,32 @@ def cluster(count: int) -> Iterator[str]:
         assert process.stdout is not None
         yield next(line.split()[1] for line in process.stdout if line.startswith("address"))
         process.stdin.close()
+
+
+class HeadMemory:
+    """MB of the processes that each lane has beside its worker, by name: the largest seen while a block runs."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> HeadMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(2.0):
+            for process in psutil.process_iter(["cmdline"]):
+                command = "".join(process.info["cmdline"] or [])
+                for name in (name for name in OF_A_LANE if command.startswith(f"ray::{name}")):
+                    with suppress(psutil.Error):
+                        own = process.memory_full_info().uss / 1e6
+                        self.found[name] = max(self.found.get(name, 0.0), own)
 
 
 def on_nodes(count: int) -> dict[str, float]:
@@ -189,11 +224,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     figures: dict[str, Any] = {}
     if options.nodes or not options.lanes:
-        one, two = on_nodes(1), on_nodes(2)
+        one = on_nodes(1)
+        with HeadMemory() as memory:
+            two = on_nodes(2)
         print(f"{'':<12}{'1 node':>12}{'2 nodes':>12}{'ratio':>8}")
         for stage in one:
             print(f"{stage:<12}{one[stage]:>10.1f}/s{two[stage]:>10.1f}/s{two[stage] / one[stage]:>8.2f}")
             figures[f"{stage}_ratio"] = round(two[stage] / one[stage], 3)
+        print("a lane on the head: " + ", ".join(f"{name} {mb:.0f} MB" for name, mb in memory.found.items()), end="")
+        print(f", together {sum(memory.found.values()):.0f} MB")
+        figures["head_mb_a_lane"] = round(sum(memory.found.values()))
     if options.lanes or not options.nodes:
         print(
             f"{'lanes':>6}{'trials':>8}{'busy':>8}{'driver':>8}{'mailbox':>9}{'of trials':>12}{'store':>9}{'clock':>9}"
