@@ -97,9 +97,12 @@ def _execute(prepared: Prepared, options: Options, console: Console, tracked: Tr
             console.message(f"to look at: {', '.join(str(path) for path in sheets)}")
         most = max(config.search.trials or 1_000, config.finalists.count * config.finalists.seeds)
         if options.address is None:
-            lanes = slots.plan_lanes(config.resources, ray.cluster_resources(), most)
+            totals = ray.cluster_resources()
+            lanes = slots.plan_lanes(config.resources, totals, most)
+            if lanes.num_lanes < (others := min(lanes.fits([totals]), most)):
+                console.message(f"memory for {lanes.num_lanes} lanes, of {others} that the processors would take")
         else:
-            lanes = slots.elastic_lanes(config.resources, has_gpus=has_gpus, most=most)
+            lanes = slots.elastic_lanes(config.resources, has_gpus=has_gpus, most=most, head_memory=nodes.memory_here())
         shortage = nodes.Shortage(console.message, config.resources.wait_minutes)
         with lane.LanePool(lanes, prepared.store.uri, work, shortage=shortage) as pool:
             sweep = Sweep(prepared, records, pool, console, tracked)

@@ -132,6 +132,9 @@ class LanePool:
         fits, wanted = self.plan.num_lanes, max(0, self.plan.num_lanes - len(self.errors))
         if self.plan.is_elastic:
             fits, wanted = self.plan.fits(alive.values()), min(wanted, self._expected)
+            if self.plan.head_room < min(fits, wanted):
+                self.shortage.of_head(self.plan.head_room, min(fits, wanted))
+            wanted = min(wanted, self.plan.head_room)
             # Lanes that are on their way come first: a group that asks for more would take their room.
             is_settled = ray.get(self.mailbox.present.remote()) >= min(wanted, fits)
             self.demand.set(self.plan, max(0, wanted - fits) if is_settled else 0)

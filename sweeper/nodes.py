@@ -6,6 +6,7 @@ machines of one's own) only what is there counts, and what comes later.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from sweeper import cluster_file
 from sweeper.errors import InputError, RunFailed
-from sweeper.slots import LanePlan, Totals, described
+from sweeper.slots import MEMORY, LanePlan, Totals, described
 
 LAUNCHERS_FILE = "ray_bootstrap_config.yaml"  # in the home of the account that `ray up` used
 TOLD_AFTER_S = 20.0  # a node that is about to join needs no words
@@ -29,6 +30,11 @@ Tell = Callable[[str], None]
 def live() -> dict[str, Totals]:
     """What each node has that is alive, by its id."""
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def memory_here() -> float:
+    """Bytes that Ray's processes may take on this node; infinite where that is not known."""
+    return live()[ray.get_runtime_context().get_node_id()].get(MEMORY) or math.inf
 
 
 def addable() -> list[Totals]:
@@ -79,7 +85,7 @@ class Shortage:
     def __init__(self, tell: Tell, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.tell, self.minutes, self.clock = tell, minutes, clock
         self._since: float | None = None
-        self._is_told = False
+        self._is_told = self._is_head_told = False
 
     def of(self, what: str, plan: LanePlan, nodes: Sequence[Totals]) -> None:
         """There is no room for it now. Raises RunFailed once that has lasted for `minutes`."""
@@ -96,6 +102,15 @@ class Shortage:
             more = [f"one of {described(node)}" for node in addable()]
             coming = f"the autoscaler may add {' or '.join(more)}" if more else "nodes that join are taken up"
             self.tell(f"{lacking}; waiting up to {self.minutes:g} minutes; {coming}")
+
+    def of_head(self, num_lanes: int, wanted: int) -> None:
+        """The driver's machine has memory for fewer lanes than the nodes have room for; said once."""
+        if not self._is_head_told:
+            self._is_head_told = True
+            self.tell(
+                f"this machine has memory for what Ray keeps here of {num_lanes} lanes, of {wanted} that the nodes "
+                "have room for: a head with more memory takes more"
+            )
 
     def is_over(self) -> None:
         """There is room again."""

@@ -6,10 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
+
 from sweeper import devices, slots
 from sweeper.cluster_file import Cluster
 from sweeper.config import ResourceConfig, SweepConfig
 from sweeper.devices import Slot
+
+OF_MEMORY = 0.7  # what Ray gives to processes; the rest is its object store's
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ def here(*, is_local: bool = True, price: float | None = None) -> Place:
     from sweeper.ledger import device_name
 
     slot = devices.slot(device_name("cuda" if torch.cuda.is_available() else "cpu"), is_here=True)
-    totals = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    processors = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    totals = {**processors, slots.MEMORY: OF_MEMORY * psutil.virtual_memory().total}
     return Place(slot, totals if is_local else None, price)
 
 

@@ -277,6 +277,9 @@ def test_a_trial_that_fails_on_two_workers_is_failed_and_they_come_back(built: B
         ({"workers_per_trial": 4}, {"CPU": 2}, 10, "1 of 4 x (1 CPU)"),
         ({}, {"CPU": 64}, 3, "3 of 1 CPU"),
         ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, 10, "4 of 1 CPU"),
+        ({}, {"CPU": 64, "memory": 11.2e9}, 100, "6 of 1 CPU"),
+        ({"workers_per_trial": 2}, {"CPU": 64, "memory": 11.2e9}, 100, "4 of 2 x (1 CPU)"),
+        ({}, {"CPU": 2, "memory": 1e9}, 10, "1 of 1 CPU"),
     ],
 )
 def test_lanes_fit_the_cluster(resources: dict[str, Any], totals: dict[str, float], most: int, expected: str) -> None:

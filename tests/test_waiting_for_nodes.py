@@ -13,10 +13,11 @@ from ray.util import placement_group_table
 from small_sweep import Built
 
 from sweeper import lane, nodes
+from sweeper.config import ResourceConfig
 from sweeper.errors import RunFailed
 from sweeper.lane import LanePool
 from sweeper.nodes import Shortage
-from sweeper.slots import LanePlan
+from sweeper.slots import LanePlan, elastic_lanes
 
 SOON_S = 60.0
 GPU_LANE = LanePlan(4, workers=1, cpus=1, gpus=0.5, is_elastic=True)
@@ -110,6 +111,26 @@ def test_room_that_is_asked_for_is_held_by_nobody(pool: LanePool) -> None:
     assert (groups("PENDING"), groups("CREATED")) == (pending + 1, created)
     demand.set(large, 0)
     assert (groups("PENDING"), groups("CREATED")) == (pending, created)
+
+
+def test_lanes_are_as_many_as_the_drivers_machine_has_memory_for(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An autoscaler is asked for no node whose lanes could not be held."""
+    asked: list[int] = []
+    lines: list[str] = []
+    monkeypatch.setattr(lane.nodes, "live", lambda: {"head": {"CPU": 0.0}, "node": {"CPU": 64.0}})
+    monkeypatch.setattr(lane.nodes.Demand, "set", lambda self, plan, count: asked.append(count))
+    plan = elastic_lanes(ResourceConfig(), has_gpus=False, most=10, head_memory=4.3e9)
+    pool = LanePool(plan, built.store.uri, tmp_path, shortage=Shortage(lines.append, 2))
+    monkeypatch.setattr(pool, "_trainer", lambda number: Hand(pool, number, threading.Event()))
+    with pool:
+        assert len(pool.threads) == pool.room == 3
+        pool._follow_cluster()
+        assert len(pool.threads) == 3
+    assert max(asked) == 0
+    assert len(lines) == 1
+    assert lines[0].startswith("this machine has memory for what Ray keeps here of 3 lanes, of 10 that the nodes have")
 
 
 def test_lanes_follow_the_nodes_and_the_jobs(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
