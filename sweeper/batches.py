@@ -175,7 +175,7 @@ class DataCache:
         record = self.record(refs.images)
         size = int(record.meta["image_size"])
         sets = (refs.images, *refs.synthetic)
-        pool, pieces = self._training_images(sets, size)
+        pool, is_streamed = self._training_images(sets, size)
         num_real = int(pool["num_real"][0])
         num = num_real + refs.num_synthetic
         if num > len(pool["labels"]):
@@ -190,7 +190,7 @@ class DataCache:
             members = [self._cached(teacher, needs, sets, keys_N) for teacher in refs.teachers]
             source = replace(sources.together(members, separate=refs.is_separate), match=view_config.match)
         return TrialData(
-            train=_tensors(pool, num) if pieces is None else self._streamed(pool, pieces, num, size),
+            train=self._streamed(sets, pool, num, size) if is_streamed else _tensors(pool, num),
             keys_N=keys_N,
             num_real=num_real,
             source=source,
@@ -222,31 +222,29 @@ class DataCache:
         self._held[(what, *keys)] = held
         return held
 
-    def _training_images(self, sets: Sequence[str], size: int) -> tuple[Arrays, list[tuple[Record, str, int]] | None]:
-        """`decoded.POOL`; or, where that has no room, `decoded.STREAMED` and each piece: record, file, row group."""
+    def _training_images(self, sets: Sequence[str], size: int) -> tuple[Arrays, bool]:
+        """`decoded.POOL`; or, where that has no room, `decoded.STREAMED`, and that they are to be streamed."""
         if tuple(sets) not in self._too_large:
             try:
-                return self._arrays("pool", sets, decoded.POOL, lambda _: self._pool(sets, size)), None
+                return self._arrays("pool", sets, decoded.POOL, lambda _: self._pool(sets, size)), False
             except _NoRoom:
                 self._too_large.add(tuple(sets))
-        records = [self.record(key) for key in sets]
-        groups = [(record, *group) for record in records for group in self.store.row_groups(record)]
-        found = self._arrays(
-            "streamed", sets, decoded.STREAMED, lambda _: self._pieces(sets, [num_rows for *_, num_rows in groups])
-        )
-        return found, [(record, name, number) for record, name, number, _ in groups]
+        return self._arrays("streamed", sets, decoded.STREAMED, lambda _: self._pieces(sets)), True
 
-    def _pieces(self, sets: Sequence[str], num_rows: Sequence[int]) -> Mapping[str, decoded.Made]:
+    def _pieces(self, sets: Sequence[str]) -> Mapping[str, decoded.Made]:
         images, *synthetic = sets
         index = self.table(images, ["sample_id", "label", "split"])
         made = [self.table(key, ["sample_id", "label", "index"]) for key in synthetic]
-        return decoded.in_pieces(index, made, num_rows)
+        groups = [(n, *group) for n, key in enumerate(sets) for group in self.store.row_groups(self.record(key))]
+        return decoded.in_pieces(index, made, np.array(groups, dtype=np.int64))
 
-    def _streamed(
-        self, arrays: Arrays, pieces: Sequence[tuple[Record, str, int]], num: int, size: int
-    ) -> StreamedSplit:
+    def _streamed(self, sets: Sequence[str], arrays: Arrays, num: int, size: int) -> StreamedSplit:
+        """The first so many of the training images that `arrays` are of."""
+        records = [self.record(key) for key in sets]
+
         def read(piece: int) -> np.ndarray:
-            return decoded.pixels(self.store.row_group(*pieces[piece], ["image"])["image"], size)
+            which, file, number, _ = arrays["groups"][piece].tolist()
+            return decoded.pixels(self.store.row_group(records[which], file, number, ["image"])["image"], size)
 
         images = StreamedImages(arrays["piece"][:num], arrays["row"][:num], size, read)
         return StreamedSplit(images, torch.from_numpy(arrays["labels"][:num]))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Made = np.ndarray | Filled
 SPLIT = ("images", "labels")
 POOL = (*SPLIT, "keys", "num_real")
-STREAMED = ("piece", "row", "labels", "keys", "num_real")
+STREAMED = ("groups", "piece", "row", "labels", "keys", "num_real")
 
 
 def pixels(column: pa.ChunkedArray, image_size: int) -> np.ndarray:
@@ -98,19 +98,20 @@ def pool(
     return {**laid_out(index, files, image_size), **_facts(index, len(of_split(images, "train")))}
 
 
-def in_pieces(images: pa.Table, synthetic: Sequence[pa.Table], num_rows: Sequence[int]) -> dict[str, Made]:
+def in_pieces(images: pa.Table, synthetic: Sequence[pa.Table], groups: np.ndarray) -> dict[str, Made]:
     """`STREAMED`: as `pool`, with the piece of the store in which each image lies, and its row there, for its pixels.
 
     Args:
-        num_rows: of each piece; in their order they hold the rows of `images` and of all synthetic sets as given.
+        groups: a row a piece, whose last figure is its number of rows; in their order they hold the rows of `images`
+            and of all synthetic sets as given.
     """
     index = _pooled(images, synthetic)
     stored = [sample_id for table in (images, *synthetic) for sample_id in table["sample_id"].to_pylist()]
     position = {sample_id: i for i, sample_id in enumerate(stored)}
     at_N = np.array([position[sample_id] for sample_id in index["sample_id"].to_pylist()], dtype=np.int64)
-    ends = np.cumsum(num_rows)
+    ends = np.cumsum(groups[:, -1])
     piece_N = np.searchsorted(ends, at_N, side="right")
-    found = {"piece": piece_N, "row": at_N - (ends - num_rows)[piece_N]}
+    found = {"groups": groups, "piece": piece_N, "row": at_N - (ends - groups[:, -1])[piece_N]}
     labels = index["label"].to_numpy().astype(np.int64)
     return {**found, "labels": labels, **_facts(index, len(of_split(images, "train")))}
 

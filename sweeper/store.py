@@ -197,8 +197,12 @@ class Store:
                 table = self._plain(file.read(columns=stored), name)
             yield table if stored is None else table.select(stored).rename_columns(list(chosen or ()))
 
-    def row_groups(self, record: Record) -> list[tuple[str, int, int]]:
-        """File, number and rows of each row group, in the order of the rows of `read_table`. RunFailed: as of it."""
+    def row_groups(self, record: Record) -> list[tuple[int, int, int]]:
+        """File, number and rows of each row group, in the order of the rows of `read_table`; reads every file's end.
+
+        Raises:
+            RunFailed: as of `read_table`.
+        """
 
         def counts(name: str) -> list[int]:
             with self.filesystem.open_input_file(self.path(name)) as source:
@@ -206,34 +210,37 @@ class Store:
             return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
         return [
-            (entry.name, number, num_rows)
-            for entry in _tables(record)
+            (file, number, num_rows)
+            for file, entry in enumerate(_tables(record))
             for number, num_rows in enumerate(self.storage.attempt(partial(counts, f"{record.prefix}/{entry.name}")))
         ]
 
-    def row_group(self, record: Record, name: str, number: int, columns: Sequence[str]) -> Any:
+    def row_group(self, record: Record, file: int, number: int, columns: Sequence[str]) -> Any:
         """Some columns of one row group, of which alone the bytes are read: pages are compared with their checksums.
 
         For a file that this machine read whole before, and so hashed: what became of it since is seen by the pages.
 
+        Args:
+            file, number: as of `row_groups`.
+
         Raises:
             RunFailed: it is gone or was changed.
         """
+        entry = _tables(record)[file]
 
         def read() -> Any:
             with (
-                self.filesystem.open_input_file(self.path(f"{record.prefix}/{name}")) as source,
-                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file,
+                self.filesystem.open_input_file(self.path(f"{record.prefix}/{entry.name}")) as source,
+                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as opened,
             ):
-                return file.read_row_group(number, columns=[record.columns.get(c, c) for c in columns])
+                return opened.read_row_group(number, columns=[record.columns.get(c, c) for c in columns])
 
         try:
             table = self.storage.attempt(read)
         except RunFailed:
-            entry = next(entry for entry in record.files if entry.name == name)
             self._open(record, entry).close()  # raises and forgets the artifact where its bytes are others
             raise
-        return self._plain(table, name).rename_columns(list(columns))
+        return self._plain(table, entry.name).rename_columns(list(columns))
 
     def _plain(self, table: pa.Table, name: str) -> pa.Table:
         try:

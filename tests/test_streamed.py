@@ -218,16 +218,16 @@ def test_a_piece_that_was_changed_is_not_trained_on(store: Store) -> None:
     record = commit_images(store, COUNTS)
     groups = store.row_groups(record)
     assert sum(rows for *_, rows in groups) == record.rows
-    name, number, rows = groups[3]
-    whole = store.row_group(record, name, number, ["image", "label"])
+    file, number, rows = groups[3]
+    whole = store.row_group(record, file, number, ["image", "label"])
     assert (whole.num_rows, whole.column_names) == (rows, ["image", "label"])
-    path = Path(store.path(f"{record.prefix}/{name}"))
+    path = Path(store.path(f"{record.prefix}/{record.files[file].name}"))
     content = bytearray(path.read_bytes())
     place = content.index(whole["image"][0].as_py()[:64])
     content[place + 5] ^= 1
     path.write_bytes(content)
     with pytest.raises(RunFailed, match="was changed since it was made; run again to rebuild images"):
-        store.row_group(record, name, number, ["image"])
+        store.row_group(record, file, number, ["image"])
     assert store.get("images") is None
 
 
