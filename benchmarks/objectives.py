@@ -38,7 +38,8 @@ from sweeper.trial import NO_EMBEDDING, NO_TEACHER, TrialConfig
 from sweeper.views import ViewConfig
 
 if TYPE_CHECKING:
-    from sweeper.batches import DataCache, DataRefs
+    from sweeper.batches import DataRefs
+    from sweeper.data_cache import DataCache
     from sweeper.plan import Plan
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "datalimited.yaml"
@@ -159,7 +160,7 @@ def trainings(plan: Plan, arms: Sequence[Arm], seeds: int) -> list[Training]:
 @cache
 def data_cache(store_uri: str) -> DataCache:
     """The tables that this process has read."""
-    from sweeper.batches import DataCache
+    from sweeper.data_cache import DataCache
     from sweeper.store import Store
 
     return DataCache(Store(store_uri))
@@ -282,8 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store_uri = options.store or f"{folder}/store"
         space = point_file(arms, options.epochs)
         plan = build(space, store_uri, Path(folder) / "ray.log", quiet=options.json_only)
-        wanted = trainings(plan, arms, options.seeds)
-        results = []
+        wanted, results = trainings(plan, arms, options.seeds), []
         for result in train_all(store_uri, wanted, options.workers):
             results.append(result)
             if not options.json_only:

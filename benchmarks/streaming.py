@@ -31,8 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sweeper import batches, ingest
-from sweeper.batches import DataCache, DataRefs, StreamedSplit, TrialData
+from sweeper import data_cache, ingest
+from sweeper.batches import DataRefs, StreamedSplit, TrialData
+from sweeper.data_cache import DataCache
 from sweeper.feeding import BatchStream
 from sweeper.store import Store
 from sweeper.train import Trainer, World
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(store, options.images, options.size)
         held = trial_data(store)
         os.environ["SWEEPER_CACHE_GB"] = "0"
-        batches.memory_free = lambda: 3 * options.size**2 * NUM_EVALUATED
+        data_cache.memory_free = lambda: 3 * options.size**2 * NUM_EVALUATED
         streamed = trial_data(store)
         assert isinstance(streamed.train, StreamedSplit)
         data = {"held": held, "streamed": streamed}

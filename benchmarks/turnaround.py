@@ -141,7 +141,7 @@ def train_alone(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from sweeper import train
-    from sweeper.batches import DataCache
+    from sweeper.data_cache import DataCache
     from sweeper.store import Store
     from sweeper.trial import TrialConfig
 

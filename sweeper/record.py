@@ -57,6 +57,14 @@ class Record:
     created: str
     versions: dict[str, str]
 
+    @property
+    def tables(self) -> list[FileEntry]:
+        """The parquet files in the order of their own names. KeyError: there is none."""
+        found = [entry for entry in self.files if entry.name.endswith(".parquet")]
+        if not found:
+            raise KeyError(f"{self.kind} {self.key} has no parquet file")
+        return sorted(found, key=lambda entry: (entry.name.rpartition("/")[2], entry.name))
+
     def findings(self, present: dict[str, tuple[int, str | None]]) -> Iterable[Finding]:
         """Compare with what is there: size and, where known, sha256 by file name."""
         for entry in self.files:

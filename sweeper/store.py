@@ -188,7 +188,7 @@ class Store:
         """As `read_table`, one file at a time."""
         chosen = list(record.columns) if columns is None and record.columns else columns
         stored = None if chosen is None else [record.columns.get(name, name) for name in chosen]
-        for entry in _tables(record):
+        for entry in record.tables:
             name = entry.name
             with self._open(record, entry) as source, pq.ParquetFile(source) as file:
                 missing = sorted(set(stored or ()) - set(file.schema_arrow.names))
@@ -196,51 +196,6 @@ class Store:
                     raise KeyError(f"{record.kind} {record.key}: {name} has no column {', '.join(missing)}")
                 table = self._plain(file.read(columns=stored), name)
             yield table if stored is None else table.select(stored).rename_columns(list(chosen or ()))
-
-    def row_groups(self, record: Record) -> list[tuple[int, int, int]]:
-        """File, number and rows of each row group, in the order of the rows of `read_table`; reads every file's end.
-
-        Raises:
-            RunFailed: as of `read_table`.
-        """
-
-        def counts(name: str) -> list[int]:
-            with self.filesystem.open_input_file(self.path(name)) as source:
-                metadata = pq.read_metadata(source)
-            return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-
-        return [
-            (file, number, num_rows)
-            for file, entry in enumerate(_tables(record))
-            for number, num_rows in enumerate(self.storage.attempt(partial(counts, f"{record.prefix}/{entry.name}")))
-        ]
-
-    def row_group(self, record: Record, file: int, number: int, columns: Sequence[str]) -> Any:
-        """Some columns of one row group, of which alone the bytes are read: pages are compared with their checksums.
-
-        For a file that this machine read whole before, and so hashed: what became of it since is seen by the pages.
-
-        Args:
-            file, number: as of `row_groups`.
-
-        Raises:
-            RunFailed: it is gone or was changed.
-        """
-        entry = _tables(record)[file]
-
-        def read() -> Any:
-            with (
-                self.filesystem.open_input_file(self.path(f"{record.prefix}/{entry.name}")) as source,
-                pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as opened,
-            ):
-                return opened.read_row_group(number, columns=[record.columns.get(c, c) for c in columns])
-
-        try:
-            table = self.storage.attempt(read)
-        except RunFailed:
-            self._open(record, entry).close()  # raises and forgets the artifact where its bytes are others
-            raise
-        return self._plain(table, entry.name).rename_columns(list(columns))
 
     def _plain(self, table: pa.Table, name: str) -> pa.Table:
         try:
@@ -326,14 +281,6 @@ class Store:
             return None if data is None else decode(data, Path(path).stem)
         except ValueError as error:
             return str(error)
-
-
-def _tables(record: Record) -> list[FileEntry]:
-    """Its parquet files in the order of their own names. KeyError: it has none."""
-    found = [entry for entry in record.files if entry.name.endswith(".parquet")]
-    if not found:
-        raise KeyError(f"{record.kind} {record.key} has no parquet file")
-    return sorted(found, key=lambda entry: (entry.name.rpartition("/")[2], entry.name))
 
 
 def _record_path(key: str) -> str:

@@ -25,7 +25,8 @@ from sweeper.watchdog import Watchdog
 if TYPE_CHECKING:
     import torch
 
-    from sweeper.batches import DataCache, DataRefs, TrialData
+    from sweeper.batches import DataRefs, TrialData
+    from sweeper.data_cache import DataCache
     from sweeper.outcome import EpochReport
     from sweeper.views import ViewConfig
 
@@ -221,7 +222,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    from sweeper.batches import DataCache
+    from sweeper.data_cache import DataCache
     from sweeper.ledger import device_name
     from sweeper.store import Store
 

@@ -14,7 +14,8 @@ from tiny_models import saved_clip
 
 from sweeper import adapt, views
 from sweeper.adapted import load_teacher
-from sweeper.batches import DataCache, image_split
+from sweeper.batches import image_split
+from sweeper.data_cache import DataCache
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact, artifact
 from sweeper.registry import Settings

@@ -24,9 +24,10 @@ from samples import (
     write_parquet,
 )
 
-from sweeper import batches, views
+from sweeper import data_cache, views
 from sweeper.adapted import CLASSIFIER_FILE
-from sweeper.batches import DataCache, DataRefs, ImageSplit, StreamedSplit, TeacherRefs
+from sweeper.batches import DataRefs, ImageSplit, StreamedSplit, TeacherRefs
+from sweeper.data_cache import DataCache
 from sweeper.errors import RunFailed
 from sweeper.feeding import BatchStream
 from sweeper.shards import fixed_lists
@@ -266,7 +267,7 @@ def test_images_are_laid_out_file_by_file_in_less_memory_than_they_take(
     """Without room for them those of training are streamed; those that every epoch is judged by have to be there."""
     commit_images(store, {"train": 6, "val": 2, "test": 2})
     refs = DataRefs(images="images")
-    monkeypatch.setattr(batches, "memory_free", lambda: 0)
+    monkeypatch.setattr(data_cache, "memory_free", lambda: 0)
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
     assert len(read(store, refs).train) == 6
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "another"))
@@ -274,9 +275,9 @@ def test_images_are_laid_out_file_by_file_in_less_memory_than_they_take(
     message = rf"2 images of {SIZE} x {SIZE} pixels take .*cache of 1e-06 GB has no room: raise SWEEPER_CACHE_GB"
     with pytest.raises(RunFailed, match=message):
         read(store, refs)
-    monkeypatch.setattr(batches, "memory_free", lambda: 6 * 3 * SIZE**2)
+    monkeypatch.setattr(data_cache, "memory_free", lambda: 6 * 3 * SIZE**2)
     assert isinstance(read(store, refs).train, ImageSplit)
-    monkeypatch.setattr(batches, "memory_free", lambda: 2 * 3 * SIZE**2)
+    monkeypatch.setattr(data_cache, "memory_free", lambda: 2 * 3 * SIZE**2)
     assert isinstance(read(store, refs).train, StreamedSplit)
 
 

@@ -15,7 +15,7 @@ import torch
 from samples import trial_data
 from test_sources import live, teacher_of
 
-from sweeper import batches
+from sweeper import data_cache
 from sweeper.feeding import BatchStream
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -52,7 +52,7 @@ def test_cached_vs_online(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_streaming(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "memory_free", batches.memory_free)  # which the script changes, like the two below
+    monkeypatch.setattr(data_cache, "memory_free", data_cache.memory_free)  # the script changes it, and those below
     for variable in ("SWEEPER_CACHE", "SWEEPER_CACHE_GB"):
         monkeypatch.setenv(variable, "1")
     small = ["--images", "200", "--size", "32", "--student", "test_resnet", "--steps", "2", "--repeats", "1"]

@@ -16,7 +16,8 @@ from test_shards import inline
 from torch.nn.functional import cosine_similarity
 
 from sweeper import adapt, adapted, shards, targets, views
-from sweeper.batches import DataCache, image_split
+from sweeper.batches import image_split
+from sweeper.data_cache import DataCache
 from sweeper.datasets import digits
 from sweeper.feeding import BatchStream
 from sweeper.pixels import fit_square

@@ -20,8 +20,8 @@ from samples import MemorySlot
 from small_sweep import Built
 
 from sweeper import lane, train
-from sweeper.batches import DataCache
 from sweeper.config import ResourceConfig
+from sweeper.data_cache import DataCache
 from sweeper.errors import RunFailed
 from sweeper.lane import LanePool
 from sweeper.slots import LanePlan, plan_lanes

@@ -33,9 +33,9 @@ LAYERS: tuple[set[str], ...] = (
     | {"forecast", "plan_table", "costs", "past", "sizes", "calibration", "timing", "place"},
     {"targets", "synthesize", "sieve", "ingest", "duplicates", "adapt", "adapted", "probe", "shards", "staged"}
     | {"survey", "batches", "sources", "student", "predict", "onnx_export", "architecture", "evaluate"}
-    | {"feeding", "placement", "mapped", "decoded"},
+    | {"feeding", "placement", "mapped", "decoded", "streamed", "data_cache"},
     {"plan", "store", "mirror", "lease", "garbage", "record", "shard_cache", "spacefile", "crosschecks", "explain"}
-    | {"config", "trial", "slots", "space_schema", "domain_schema"},
+    | {"config", "trial", "slots", "space_schema", "domain_schema", "row_groups"},
     FAMILIES,
     {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs"}
     | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "devices", "taps"}
@@ -68,7 +68,7 @@ HOMES = {
     "tensorboardX": {"trackers"},
 }
 WITHOUT_RAY = {"train", "objective", "losses", "views", "resample", "jitter", "taps", "student", "batches", "sources"}
-WITHOUT_RAY |= {"evaluate", "feeding", "placement", "mapped", "decoded"}
+WITHOUT_RAY |= {"evaluate", "feeding", "placement", "mapped", "decoded", "streamed", "data_cache"}
 WITHOUT_RAY |= {"predict", "onnx_export", "checkpoints", "gradient", "teachers", "generators", "filters", "sieve"}
 # A clock that may be put forward or back: what it says may be written down, and tells how old garbage is.
 WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"}

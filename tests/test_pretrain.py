@@ -36,10 +36,11 @@ from small_sweep import Built, Stages, space_tree
 
 from sweeper import adapted, artifacts, checkpoints, desk, harvest, spacefile, train
 from sweeper import student as students
-from sweeper.batches import DataCache, DataRefs, TeacherRefs, TrialData
+from sweeper.batches import DataRefs, TeacherRefs, TrialData
 from sweeper.checkpoints import state_of
 from sweeper.config import SweepConfig
 from sweeper.console import Console
+from sweeper.data_cache import DataCache
 from sweeper.datasets import DatasetIndex
 from sweeper.errors import InputError, SpaceError
 from sweeper.lane import LanePool

@@ -13,8 +13,9 @@ import torch
 from samples import SIZE, VIEWS, MemorySlot, always, commit_images, trial_config
 from test_batches import commit_adapted, commit_synthetic, commit_targets, sample_ids
 
-from sweeper import batches, decoded
-from sweeper.batches import DataCache, DataRefs, StreamedSplit, TrialData
+from sweeper import data_cache, decoded, row_groups
+from sweeper.batches import DataRefs, StreamedSplit, TrialData
+from sweeper.data_cache import DataCache
 from sweeper.errors import RunFailed
 from sweeper.feeding import BatchStream
 from sweeper.store import Store
@@ -137,7 +138,7 @@ def both(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
     held = read(store, refs)
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "another"))
     monkeypatch.setenv("SWEEPER_CACHE_GB", "0")
-    monkeypatch.setattr(batches, "memory_free", lambda: COUNTS["val"] * BYTES)
+    monkeypatch.setattr(data_cache, "memory_free", lambda: COUNTS["val"] * BYTES)
     return held, read(store, refs)
 
 
@@ -216,10 +217,10 @@ def test_images_of_more_bytes_than_there_is_memory_are_never_asked_for(
 def test_a_piece_that_was_changed_is_not_trained_on(store: Store) -> None:
     """Its pages say so; the artifact is forgotten, so that the next run makes it anew."""
     record = commit_images(store, COUNTS)
-    groups = store.row_groups(record)
+    groups = row_groups.listed(store, record)
     assert sum(rows for *_, rows in groups) == record.rows
     file, number, rows = groups[3]
-    whole = store.row_group(record, file, number, ["image", "label"])
+    whole = row_groups.read(store, record, file, number, ["image", "label"])
     assert (whole.num_rows, whole.column_names) == (rows, ["image", "label"])
     path = Path(store.path(f"{record.prefix}/{record.files[file].name}"))
     content = bytearray(path.read_bytes())
@@ -227,7 +228,7 @@ def test_a_piece_that_was_changed_is_not_trained_on(store: Store) -> None:
     content[place + 5] ^= 1
     path.write_bytes(content)
     with pytest.raises(RunFailed, match="was changed since it was made; run again to rebuild images"):
-        store.row_group(record, file, number, ["image"])
+        row_groups.read(store, record, file, number, ["image"])
     assert store.get("images") is None
 
 
