@@ -17,7 +17,6 @@ line is JSON.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import statistics
@@ -28,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from sweeper import data_cache, ingest
@@ -48,7 +46,7 @@ def write(store: Store, num: int, size: int) -> None:
     """Smooth noise, which compresses about as photographs do, in files of `ingest.BLOCK_BYTES`."""
     rng = np.random.default_rng(SEED)
     prefix = store.staging()
-    per_file, per_group = (max(1, whole // (3 * size**2)) for whole in (ingest.BLOCK_BYTES, ingest.GROUP_BYTES))
+    per_file = max(1, ingest.BLOCK_BYTES // (3 * size**2))
     splits = ["train"] * num + ["val"] * NUM_EVALUATED
     for start in range(0, len(splits), per_file):
         rows = range(start, min(start + per_file, len(splits)))
@@ -63,10 +61,7 @@ def write(store: Store, num: int, size: int) -> None:
             },
             schema=ingest.SCHEMA,
         )
-        buffer = io.BytesIO()
-        options: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True}
-        pq.write_table(table, buffer, row_group_size=per_group, **options)
-        store.write_bytes(prefix, f"images-{start:010d}.parquet", buffer.getvalue())
+        store.write_bytes(prefix, f"images-{start:010d}.parquet", ingest.encoded(table, size))
     meta = {"image_size": size, "class_names": [str(number) for number in range(NUM_CLASSES)]}
     store.commit(KEY, "images", {}, prefix, rows=len(splits), meta=meta)
 

@@ -128,13 +128,16 @@ class DataCache:
                 self._too_large.add(tuple(sets))
         return self._arrays("streamed", sets, decoded.STREAMED, lambda _: self._pieces(sets)), True
 
-    def _pieces(self, sets: Sequence[str]) -> Mapping[str, decoded.Made]:
+    def _listed(self, sets: Sequence[str]) -> tuple[pa.Table, list[pa.Table]]:
+        """Rows of the images and of each synthetic set, without pixels."""
         images, *synthetic = sets
-        index = self.table(images, ["sample_id", "label", "split"])
         made = [self.table(key, ["sample_id", "label", "index"]) for key in synthetic]
+        return self.table(images, ["sample_id", "label", "split"]), made
+
+    def _pieces(self, sets: Sequence[str]) -> Mapping[str, decoded.Made]:
         records = map(self.record, sets)
         groups = [(n, *group) for n, record in enumerate(records) for group in row_groups.listed(self.store, record)]
-        return decoded.in_pieces(index, made, np.array(groups, dtype=np.int64))
+        return decoded.in_pieces(*self._listed(sets), np.array(groups, dtype=np.int64))
 
     def _streamed(self, sets: Sequence[str], arrays: Arrays, num: int, size: int) -> StreamedSplit:
         """The first so many of the training images that `arrays` are of."""
@@ -148,10 +151,7 @@ class DataCache:
         return StreamedSplit(images, torch.from_numpy(arrays["labels"][:num]))
 
     def _pool(self, sets: Sequence[str], size: int) -> dict[str, decoded.Made]:
-        images, *synthetic = sets
-        index = self.table(images, ["sample_id", "label", "split"])
-        made = [self.table(key, ["sample_id", "label", "index"]) for key in synthetic]
-        return self._in_bounds(decoded.pool(index, made, lambda: self._files(sets, "train"), size))
+        return self._in_bounds(decoded.pool(*self._listed(sets), lambda: self._files(sets, "train"), size))
 
     def _split(self, images: str, name: str, size: int) -> ImageSplit:
         def make(_: Sequence[str]) -> dict[str, decoded.Made]:
@@ -188,9 +188,8 @@ class DataCache:
         return made | {"images": replace(images, before_memory=check)}
 
     def _targets(self, tables: Sequence[str], sets: Sequence[str], names: Sequence[str]) -> Arrays:
-        images, *synthetic = sets
-        parts = [decoded.of_split(self.table(images, ["sample_id", "split"]), "train")]
-        parts += [decoded.in_order(self.table(key, ["sample_id", "index", "label"])) for key in synthetic]
+        images, synthetic = self._listed(sets)
+        parts = [decoded.of_split(images, "train"), *map(decoded.in_order, synthetic)]
         ids = [part["sample_id"].to_pylist() for part in parts]
         return decoded.targets([self.table(key, ["sample_id", "view", *names]) for key in tables], ids, names)
 

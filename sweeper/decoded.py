@@ -45,7 +45,7 @@ def pixels(column: pa.ChunkedArray, image_size: int) -> np.ndarray:
 
 def split(table: pa.Table, image_size: int) -> Arrays:
     """`SPLIT` of rows of an images artifact."""
-    return {"images": pixels(table["image"], image_size), "labels": table["label"].to_numpy().astype(np.int64)}
+    return {"images": pixels(table["image"], image_size), "labels": _labels(table)}
 
 
 def of_split(images: pa.Table, name: str) -> pa.Table:
@@ -81,7 +81,7 @@ def laid_out(index: pa.Table, files: Callable[[], Iterable[pa.Table]], image_siz
             raise ValueError(f"{num_found} of {len(ids)} images are there")
 
     images = Filled((len(ids), 3, image_size, image_size), np.dtype(np.uint8), fill)
-    return {"images": images, "labels": index["label"].to_numpy().astype(np.int64)}
+    return {"images": images, "labels": _labels(index)}
 
 
 def pool(
@@ -94,8 +94,8 @@ def pool(
         synthetic: `sample_id`, `label` and `index` of each set.
         files: as `laid_out` takes them.
     """
-    index = _pooled(images, synthetic)
-    return {**laid_out(index, files, image_size), **_facts(index, len(of_split(images, "train")))}
+    index, facts = _pooled(images, synthetic)
+    return {**laid_out(index, files, image_size), **facts}
 
 
 def in_pieces(images: pa.Table, synthetic: Sequence[pa.Table], groups: np.ndarray) -> dict[str, Made]:
@@ -105,26 +105,27 @@ def in_pieces(images: pa.Table, synthetic: Sequence[pa.Table], groups: np.ndarra
         groups: a row a piece, whose last figure is its number of rows; in their order they hold the rows of `images`
             and of all synthetic sets as given.
     """
-    index = _pooled(images, synthetic)
+    index, facts = _pooled(images, synthetic)
     stored = [sample_id for table in (images, *synthetic) for sample_id in table["sample_id"].to_pylist()]
     position = {sample_id: i for i, sample_id in enumerate(stored)}
     at_N = np.array([position[sample_id] for sample_id in index["sample_id"].to_pylist()], dtype=np.int64)
     ends = np.cumsum(groups[:, -1])
     piece_N = np.searchsorted(ends, at_N, side="right")
     found = {"groups": groups, "piece": piece_N, "row": at_N - (ends - groups[:, -1])[piece_N]}
-    labels = index["label"].to_numpy().astype(np.int64)
-    return {**found, "labels": labels, **_facts(index, len(of_split(images, "train")))}
+    return {**found, "labels": _labels(index), **facts}
 
 
-def _pooled(images: pa.Table, synthetic: Sequence[pa.Table]) -> pa.Table:
-    """`sample_id` and `label` of what a trial may train on, in order."""
-    parts = (of_split(images, "train"), *map(in_order, synthetic))
-    return pa.concat_tables([part.select(["sample_id", "label"]) for part in parts])
-
-
-def _facts(index: pa.Table, num_real: int) -> Arrays:
+def _pooled(images: pa.Table, synthetic: Sequence[pa.Table]) -> tuple[pa.Table, Arrays]:
+    """`sample_id` and `label` of what a trial may train on, in order, and what `POOL` has besides its `SPLIT`."""
+    real = of_split(images, "train")
+    index = pa.concat_tables([part.select(["sample_id", "label"]) for part in (real, *map(in_order, synthetic))])
     keys = [views.sample_key(sample_id) for sample_id in index["sample_id"].to_pylist()]
-    return {"keys": np.array(keys, dtype=np.uint64), "num_real": np.array([num_real])}
+    return index, {"keys": np.array(keys, dtype=np.uint64), "num_real": np.array([len(real)])}
+
+
+def _labels(index: pa.Table) -> np.ndarray:
+    labels: np.ndarray = index["label"].to_numpy().astype(np.int64)
+    return labels
 
 
 def targets(tables: Sequence[pa.Table], ids: Sequence[Sequence[str]], names: Sequence[str]) -> Arrays:

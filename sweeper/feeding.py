@@ -72,8 +72,7 @@ class BatchStream:
         self.batch_size, self.rank, self.num_ranks = batch_size, rank, num_ranks
         self.placement = where or placement(data.num_bytes, device)
         images = data.train.images_BCHW
-        self.images_NCHW = self.placement.put(images) if isinstance(images, torch.Tensor) else None
-        self.streamed = None if isinstance(images, torch.Tensor) else ShuffledPieces(images, seed)
+        self.images = self.placement.put(images) if isinstance(images, torch.Tensor) else ShuffledPieces(images, seed)
         self.labels_N = data.train.labels_B.to(device)
         self.source = data.source.placed(self.placement) if data.source else None
         self._pass: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
@@ -81,8 +80,8 @@ class BatchStream:
         self._made: dict[tuple[int, int, int], Batch] = {}
 
     def _order(self, number: int) -> np.ndarray:
-        if self.streamed is not None:
-            return self.streamed.order(number)
+        if isinstance(self.images, ShuffledPieces):
+            return self.images.order(number)
         if self._pass[0] != number:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             self._pass = (number, rng.permutation(len(self.data.train)))
@@ -90,12 +89,11 @@ class BatchStream:
 
     def _whole(self, index: np.ndarray, number: np.ndarray) -> torch.Tensor:
         """Images [B, C, H, W] as they are stored, on the device."""
-        if self.images_NCHW is not None:
-            return self.placement.rows(self.images_NCHW, index)
-        streamed, size = self.streamed, self.data.train.stored_size
-        assert streamed is not None
+        images, size = self.images, self.data.train.stored_size
+        if not isinstance(images, ShuffledPieces):
+            return self.placement.rows(images, index)
         shape = (len(index), 3, size, size)
-        return self.placement.sent(shape, torch.uint8, lambda rows: streamed.read_into(rows.numpy(), index, number))
+        return self.placement.sent(shape, torch.uint8, lambda rows: images.read_into(rows.numpy(), index, number))
 
     def indices(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """Sample index and pass number at positions start .. start + batch_size."""

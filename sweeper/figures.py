@@ -90,8 +90,7 @@ def fronts(runs: Mapping[str, Sequence[Record]]) -> dict[str, bytes]:
 
 def progress_png(curve: Sequence[Record], device: str) -> bytes:
     """The front's hypervolume against the device time that the search had spent; the shared artifacts' time is grey."""
-    unit, factor = tables.cost_unit([record["seconds"] / 3600 for record in curve], device)
-    xs = [record["seconds"] / 3600 * factor for record in curve]
+    unit, xs = device_time(curve, device)
     ys = [record["hypervolume"] for record in curve]
     with _canvas(9, 3.4, 160, ("png",)) as (figure, saved):
         axes = figure.add_subplot()
@@ -112,6 +111,13 @@ def progress_png(curve: Sequence[Record], device: str) -> bytes:
         axes.set_ylabel("hypervolume of the front")
         _style(axes)
     return saved["png"]
+
+
+def device_time(curve: Sequence[Record], device: str) -> tuple[str, list[float]]:
+    """The unit of a curve's device time, and the time in it of each of its points."""
+    hours = [record["seconds"] / 3600 for record in curve]
+    unit, factor = tables.cost_unit(hours, device)
+    return unit, [value * factor for value in hours]
 
 
 @contextmanager

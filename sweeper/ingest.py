@@ -70,13 +70,9 @@ class ImageWorker:
         if pixels:
             kept = rows.filter(readable)
             columns = [kept["sample_id"], kept["label"], kept["split"], pa.array(pixels, pa.binary())]
-            buffer = io.BytesIO()
-            table = with_note(pa.table(columns, schema=SCHEMA), {UNREADABLE: unreadable})
-            options = {"compression_level": 1, "use_dictionary": ["split"], "write_page_checksum": True}
-            rows_of_group = max(1, GROUP_BYTES // (3 * self.size**2))
-            pq.write_table(table, buffer, compression="zstd", row_group_size=rows_of_group, **options)
-            self.store.write_bytes(self.prefix, f"images-{rows['row'][0].as_py():010d}.parquet", buffer.getvalue())
-            size = len(buffer.getvalue())
+            data = encoded(with_note(pa.table(columns, schema=SCHEMA), {UNREADABLE: unreadable}), self.size)
+            self.store.write_bytes(self.prefix, f"images-{rows['row'][0].as_py():010d}.parquet", data)
+            size = len(data)
         return {
             "rows": len(rows),
             "bytes": size,
@@ -88,6 +84,15 @@ class ImageWorker:
     def _pixels(self, sources: Sequence[str]) -> list[bytes | Exception]:
         images: list[Image.Image | Exception] = self.decode(self.dataset, sources)
         return [image if isinstance(image, Exception) else fit_square(image, self.size) for image in images]
+
+
+def encoded(table: pa.Table, image_size: int) -> bytes:
+    """A file of images: rows of `SCHEMA` in row groups of `GROUP_BYTES`."""
+    buffer = io.BytesIO()
+    options = {"compression_level": 1, "use_dictionary": ["split"], "write_page_checksum": True}
+    rows_of_group = max(1, GROUP_BYTES // (3 * image_size**2))
+    pq.write_table(table, buffer, compression="zstd", row_group_size=rows_of_group, **options)
+    return buffer.getvalue()
 
 
 def build(

@@ -13,9 +13,9 @@ from sweeper.config import SearchConfig
 from sweeper.desk import candidates_of
 from sweeper.importance import assess
 from sweeper.progress import Point, hypervolume_curve
+from sweeper.rank_agreement import rank_agreement
 from sweeper.results import RunFolder
 from sweeper.rows import Record
-from sweeper.rungs import rank_agreement
 from sweeper.study import Study
 from sweeper.trial import most_epochs
 

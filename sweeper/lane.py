@@ -166,13 +166,14 @@ class LanePool:
 
     def _trainer(self, number: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         # One worker needs no process group, and without its backend the lane's controller, which runs on the head,
         # never imports torch: that is 280 MB of its 400, and seconds of its start.
-        kind = TorchTrainer if self.plan.workers > 1 else DataParallelTrainer
-        return kind(
+        if self.plan.workers > 1:
+            from ray.train.torch import TorchTrainer as Trainer
+        else:
+            from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Trainer
+        return Trainer(
             lane_loop,
             train_loop_config={
                 "lane": str(number),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sweeper import figures, tables
+from sweeper import figures, rank_agreement, tables
 from sweeper.tables import Record
 
 if TYPE_CHECKING:
@@ -198,31 +198,27 @@ def _curves(
 def _progress(made: Contents) -> dict[str, Any] | None:
     """Hypervolume over the device time that the search had spent, in a unit of its own."""
     curve = made.hypervolume
-    unit, factor = tables.cost_unit([record["seconds"] / 3600 for record in curve], made.device)
-    spent = [record["seconds"] / 3600 * factor for record in curve]
-    return {"unit": unit, "spent": spent, "hypervolume": [record["hypervolume"] for record in curve]} if curve else None
+    if not curve:
+        return None
+    unit, spent = figures.device_time(curve, made.device)
+    return {"unit": unit, "spent": spent, "hypervolume": [record["hypervolume"] for record in curve]}
 
 
 def _rungs(made: Contents, trials: Sequence[Record], place: Mapping[int, int]) -> list[dict[str, Any]]:
     """Accuracy at each rung and at the end, of the trials that trained beyond it to their end."""
     whole = {int(trial["trial"]) for trial in trials if trial["state"] == "completed"}
-    curves: dict[int, list[Record]] = {}
+    curves: dict[int, list[tuple[float, float]]] = {}
     for record in made.curves:
         if record["trial"] in whole and record["accuracy_val"] is not None:
-            curves.setdefault(int(record["trial"]), []).append(record)
+            curves.setdefault(int(record["trial"]), []).append((record["epoch"], record["accuracy_val"]))
     found = []
     for rung in made.rungs:
-        passed = {trial: rows for trial, rows in curves.items() if rows[-1]["epoch"] > rung["epochs"]}
-        early = [next(row for row in rows if row["epoch"] >= rung["epochs"]) for rows in passed.values()]
-        found.append(
-            {
-                "epochs": rung["epochs"],
-                "places": [place[trial] for trial in passed],
-                "early": [row["accuracy_val"] for row in early],
-                "final": [rows[-1]["accuracy_val"] for rows in passed.values()],
-            }
-        )
-    return [rung for rung in found if rung["places"]]
+        passed = rank_agreement.early_and_final(curves, rung["epochs"])
+        if passed:
+            early, final = zip(*passed.values(), strict=True)
+            at = {"places": [place[trial] for trial in passed], "early": early, "final": final}
+            found.append({"epochs": rung["epochs"], **at})
+    return found
 
 
 def _leaves(trials: Sequence[Record], importance: Sequence[Record]) -> dict[str, list[Any]]:

@@ -14,14 +14,13 @@ import bisect
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from sweeper import pareto
 from sweeper.errors import RunFailed
@@ -166,36 +165,6 @@ class Rungs:
                 _append(self.journal, level, record)
             table.add(record)
         return table.records[trial].goes_on
-
-
-class Agreement(NamedTuple):
-    """Spearman's correlation of a rung with the end, over `num_trials`; None below three, or if either is constant."""
-
-    correlation: float | None
-    num_trials: int
-
-
-def rank_agreement(
-    curves: Mapping[str, Sequence[Sequence[float]]], levels: Iterable[float], *, column: int = 0
-) -> dict[float, Agreement]:
-    """How well the order at each level foretold the order at the end: what stopping by rungs relied on.
-
-    Args:
-        curves: of trials that ran to their end, and of no others: rows of [epoch, accuracy, loss, device-seconds].
-        levels: of the rungs. A trial counts at those that lie before its last report.
-        column: of the row that `levels` are about: 0 for epochs, 3 for device-seconds.
-    """
-    found = {}
-    for level in levels:
-        pairs = [
-            (next(row[1] for row in curve if row[column] >= level), curve[-1][1])
-            for curve in curves.values()
-            if curve and curve[-1][column] > level
-        ]
-        early_final = np.array([pair for pair in pairs if all(map(math.isfinite, pair))]).reshape(-1, 2)
-        usable = len(early_final) >= 3 and (np.ptp(early_final, axis=0) > 0).all()
-        found[level] = Agreement(float(stats.spearmanr(early_final)[0]) if usable else None, len(early_final))
-    return found
 
 
 class _Table:

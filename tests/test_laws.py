@@ -37,7 +37,7 @@ LAYERS: tuple[set[str], ...] = (
     {"plan", "store", "mirror", "lease", "garbage", "record", "shard_cache", "spacefile", "crosschecks", "explain"}
     | {"config", "trial", "slots", "space_schema", "domain_schema", "row_groups"},
     FAMILIES,
-    {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs"}
+    {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs", "rank_agreement"}
     | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "devices", "taps"}
     | {"zoo", "cluster_file", "jitter", "resample", "storage", "sections", "weights"},
     {"pixels", "console", "layout", "screen", "scatter", "display", "monitor", "stage", "status", "run_lock"}

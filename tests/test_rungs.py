@@ -15,7 +15,8 @@ from scipy import stats
 
 from sweeper import pareto
 from sweeper.errors import RunFailed
-from sweeper.rungs import Agreement, Rungs, Spread, is_among_first, order, rank_agreement
+from sweeper.rank_agreement import Agreement, rank_agreement
+from sweeper.rungs import Rungs, Spread, is_among_first, order
 
 SPREADS: tuple[Spread, ...] = ("epsilon_net", "crowding")
 Points = NDArray[np.float64]

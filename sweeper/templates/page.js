@@ -116,14 +116,14 @@
                   marker: { symbol: "circle", size: 12, color: style("--paper"), line: { color: ink, width: 2 } } });
     traces.push(bars(tested, { name: "front, test", marker: { symbol: "diamond", size: 9, color: ink } }));
     const arms = data.arms.filter((r) => r.test !== null);
-    const dearest = Math.max(...[...data.trials, ...data.front, ...data.arms].map((row) => row.cost));
+    const costs = [...data.trials, ...data.front, ...data.arms].map((row) => row.cost), dearest = Math.max(...costs);
     if (arms.length) {
       traces.push(bars(arms, { name: "arms, test", mode: "markers+text", cliponaxis: false,
                                textposition: arms.map((r) => (r.cost > 0.6 * dearest ? "bottom left" : "bottom right")),
                                hovertext: arms.map(hoverOfFinal), text: arms.map((r) => safe(r.role)), hovertemplate: "%{hovertext}<extra></extra>",
                                textfont: { size: 11 }, marker: { symbol: "star", size: 13, color: style("--paper"), line: { color: ink, width: 1.5 } } }));
     }
-    const ticks = ticksBetween([...data.trials, ...data.front, ...data.arms].map((row) => row.cost));
+    const ticks = ticksBetween(costs);
     const tops = [...[...data.trials, ...data.front].map((t) => t.accuracy), ...[...tested, ...arms].map((r) => r.test + (r.std || 0))];
     const top = Math.max(...tops, data.floor + 0.01), room = top - data.floor;
     plot("plot-front", traces, {
