@@ -152,13 +152,14 @@ def apply_views(
 ) -> torch.Tensor:
     """Cut one view out of each image, resize it to `size` x `size` and jitter its colours, on the images' device.
 
-    `roi_align` with aligned corners averages as many bilinear samples a pixel as the crop is larger than the output,
-    so that shrinking is antialiased; the whole image at its own size comes back bit by bit.
+    Where nothing can shrink, each pixel is one bilinear sample (`grid_sample`); else `roi_align` with aligned corners
+    averages as many of them as the crop is larger than the output, so that shrinking is antialiased. The whole image at
+    its own size comes back, to float32's rounding.
 
     Args:
         images_BCHW: uint8, or floats in [0, 1]; three channels where colours are jittered.
         views_BP: from `draw_views`, on any device.
-        interpolation: a teacher's own, by `resample`, which takes up to three times as long; None for `roi_align`.
+        interpolation: a teacher's own, by `resample`, which takes several times as long; None for samples.
 
     Returns:
         float32 [B, C, size, size] in [0, 1].
@@ -167,13 +168,18 @@ def apply_views(
 
     from sweeper import resample
 
-    pixels = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
+    pixels = images_BCHW.float()
+    if images_BCHW.dtype == torch.uint8:
+        pixels = pixels.div_(255)
     views = views_BP.to(device=pixels.device, dtype=torch.float32)
-    if interpolation is None:
-        crops = _sampled(pixels, views[:, :4], size)
+    boxes_B4, flip_B = views[:, :4], views[:, 4].bool()
+    if interpolation is not None:
+        seen = _mirrored(resample.crops(pixels, boxes_B4, size, interpolation), flip_B)
+    elif size < max(pixels.shape[-2:]):
+        seen = _mirrored(_averaged(pixels, boxes_B4, size), flip_B)
     else:
-        crops = resample.crops(pixels, views[:, :4], size, interpolation)
-    seen = torch.where(views[:, 4].bool()[:, None, None, None], crops.flip(-1), crops).clamp_(0, 1)
+        seen = _enlarged(pixels, boxes_B4, flip_B, size)
+    seen = seen.clamp_(0, 1)
     return seen if views.shape[1] == len(CANONICAL) else jitter.adjust(seen, views[:, 5:])
 
 
@@ -187,7 +193,32 @@ def whole(images_BCHW: torch.Tensor, size: int, interpolation: Interpolation | N
     return apply_views(images_BCHW, views_B5, size, interpolation)
 
 
-def _sampled(pixels_BCHW: torch.Tensor, boxes_B4: torch.Tensor, size: int) -> torch.Tensor:
+def _mirrored(crops_BCHW: torch.Tensor, flip_B: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.where(flip_B[:, None, None, None], crops_BCHW.flip(-1), crops_BCHW)
+
+
+def _enlarged(pixels_BCHW: torch.Tensor, boxes_B4: torch.Tensor, flip_B: torch.Tensor, size: int) -> torch.Tensor:
+    """Bilinear samples at the centres of the output's pixels; mirrored by the order in which columns are read."""
+    import torch
+    from torch.nn.functional import grid_sample
+
+    top, left, height, width = boxes_B4.unbind(dim=1)
+    centres_S = (torch.arange(size, device=pixels_BCHW.device, dtype=torch.float32) + 0.5) / size
+    rows_BS = top[:, None] + height[:, None] * centres_S
+    columns_BS = left[:, None] + width[:, None] * torch.where(flip_B[:, None], centres_S.flip(0), centres_S)
+    grid_BSS2 = torch.stack(
+        [
+            (2 * columns_BS - 1)[:, None, :].expand(-1, size, -1),
+            (2 * rows_BS - 1)[:, :, None].expand(-1, -1, size),
+        ],
+        dim=-1,
+    )
+    return grid_sample(pixels_BCHW, grid_BSS2, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _averaged(pixels_BCHW: torch.Tensor, boxes_B4: torch.Tensor, size: int) -> torch.Tensor:
     import torch
     from torchvision.ops import roi_align
 
