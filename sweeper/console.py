@@ -124,7 +124,8 @@ class Console:
                 self.message(f"{name}: not finished, left after {duration(time.monotonic() - start)}")
                 raise
             seconds = time.monotonic() - start
-            rate = f" ({significant(counter.done / seconds, 3)}/s)" if counter.done and seconds > 0 else ""
+            new = counter.done - counter.found
+            rate = f" ({significant(new / seconds, 3)}/s)" if new and seconds > 0 else ""
             made = f"{counter.done:,} {unit}" if counter.done else "done"
             self.message(f"{name}: {made} in {duration(seconds)}{rate}")
 

@@ -30,9 +30,12 @@ REFUSAL = "refusal"  # the column of a pickled SweeperError
 
 
 class Progress(Protocol):
-    """Told the number of rows that are done since the last call, and of bytes that were written for them."""
+    """Told the number of rows that are done since the last call, and of bytes that were written for them.
 
-    def __call__(self, rows: int, size: int = 0, /) -> None: ...
+    Those of an earlier build are not `is_new`.
+    """
+
+    def __call__(self, rows: int, size: int = 0, /, *, is_new: bool = True) -> None: ...
 
 
 class Worker(Protocol):

@@ -13,21 +13,27 @@ Clock = Callable[[], float]
 
 
 class Stage:
-    """A stage's counter: what has been done of `total` where that is known, in how many bytes and device-seconds."""
+    """A stage's counter: what has been done of `total` where that is known, in how many bytes and device-seconds.
+
+    `found` of what is done were there before: they have no part in a rate.
+    """
 
     def __init__(self, kind: str, total: int | None, unit: str, clock: Clock = time.monotonic) -> None:
         self.kind, self.total, self.unit, self._clock = kind, total, unit, clock
-        self.done = self.bytes = 0
+        self.done = self.bytes = self.found = 0
         self.state = status.WORKING
         self._began = clock()
         self._ended: float | None = None
         self._seen = deque([(self._began, 0)])
         self.spent: list[tuple[float, str]] = []
 
-    def advance(self, count: int = 1, size: int = 0) -> None:
+    def advance(self, count: int = 1, size: int = 0, /, *, is_new: bool = True) -> None:
         """So much more is done, and so many bytes are written."""
         self.bytes += size
         self.update(self.done + count)
+        if not is_new:
+            self.found += count
+            self.rebase()
 
     def update(self, done: int, total: int | None = None) -> None:
         self.done, self.total = done, self.total if total is None else total
@@ -54,7 +60,7 @@ class Stage:
     @property
     def rate(self) -> float | None:
         """Units a second: of late, or of all its time once it has ended; None before anything was done."""
-        since, done = (self._began, 0) if self._ended is not None else self._seen[0]
+        since, done = (self._began, self.found) if self._ended is not None else self._seen[0]
         until = self._clock() if self._ended is None else self._ended
         return (self.done - done) / (until - since) if self.done > done and until > since else None
 

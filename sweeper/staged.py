@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,9 @@ from sweeper import arrow
 from sweeper.errors import RunFailed
 from sweeper.lease import Tell
 from sweeper.store import Record, Store
+
+if TYPE_CHECKING:
+    from sweeper.shards import Progress
 
 Note = Mapping[str, Any]  # what a file says of itself besides its rows, as JSON in the metadata of its schema
 _METADATA = b"sweeper"
@@ -92,13 +95,13 @@ class Staged:
         """The rows of all files that count, and the note of each file."""
         return read(self.store, self.prefix, self.names(), columns)
 
-    def report(self, progress: Callable[[int], None] | None, tell: Tell) -> None:
+    def report(self, progress: Progress | None, tell: Tell) -> None:
         """Begin the progress of a stage with what is there, and say so."""
         there = sum(map(len, self.kept.values()))
         if there:
             tell(f"resumed: {there:,} of {there + len(self.missing):,} images were there")
             if progress is not None:
-                progress(there * self._copies)
+                progress(there * self._copies, is_new=False)
 
     @contextmanager
     def discarded_if_spoilt(self) -> Iterator[None]:

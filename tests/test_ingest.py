@@ -88,7 +88,7 @@ def test_every_image_once_in_the_order_of_the_index(
     monkeypatch.setattr(ingest, "MIN_BLOCK_ROWS", 30)
     index = image_folder.index(folder, 0)
     wanted, told = asked_for(index), list[tuple[int, int]]()
-    record = build(store, wanted, folder, index, progress=lambda rows, size: told.append((rows, size)))
+    record = build(store, wanted, folder, index, progress=lambda rows, size=0, **_: told.append((rows, size)))
     assert sorted(rows for rows, _ in told) == [20] + [30] * 6
     (digests,) = [file for file in record.files if file.name.endswith(duplicates.FILE)]
     assert sum(size for _, size in told) == sum(file.size for file in record.files) - digests.size

@@ -56,6 +56,20 @@ def test_a_stages_rate_is_that_of_late_and_its_whole_time_once_it_has_ended() ->
     assert (stage.bytes, stage.seconds, stage.seconds_left) == (1320, 432.0, None)
 
 
+def test_what_an_earlier_build_left_has_no_part_in_a_rate() -> None:
+    clock = Clock()
+    stage = Stage("targets", 1000, "views", clock)
+    clock.now += 2.0  # to look at what is there
+    stage.advance(900, is_new=False)
+    assert (stage.rate, stage.seconds_left) == (None, None)
+    for _ in range(8):
+        clock.now += 1.0
+        stage.advance(10, 100)
+    assert (stage.done, stage.rate, stage.seconds_left) == (980, 10.0, 2.0)
+    stage.close(status.DONE)
+    assert stage.rate == 8.0
+
+
 def test_stages_of_one_kind_are_one_line() -> None:
     clock = Clock()
     monitor = Monitor(clock)

@@ -18,6 +18,7 @@ from sweeper import shards, staged, synthesize
 from sweeper.artifacts import build as build_all
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact, Plan
+from sweeper.stage import Stage
 from sweeper.store import Record, Store
 from sweeper.synthesize import GeneratorWorker, image_seed, job_of
 
@@ -145,7 +146,8 @@ def test_a_stage_that_was_cut_off_goes_on_by_row(
 ) -> None:
     """Three sessions with other bounds of their batches: no image twice, none missing, and every second is charged."""
     part, record = record_of(built)
-    prefix, config, told, advanced = store.staging(), built.config.synthetic["tiny"], list[str](), list[int]()
+    prefix, config, told = store.staging(), built.config.synthetic["tiny"], list[str]()
+    counter = Stage("synthetic", 20, "images")
     drawn_rows, spent = list[int](), list[float]()
     real = GeneratorWorker.__call__
 
@@ -165,9 +167,10 @@ def test_a_stage_that_was_cut_off_goes_on_by_row(
 
     monkeypatch.setattr(synthesize, "BATCH_ROWS", 7)
     monkeypatch.setattr(shards, "run", inline)
-    made = synthesize.build(store, part, config, prefix=prefix, tell=told.append, progress=advanced.append)
+    made = synthesize.build(store, part, config, prefix=prefix, tell=told.append, progress=counter.advance)
     assert drawn_rows[3:] == [7, 3]
-    assert (told, advanced) == (["resumed: 10 of 20 images were there"], [10])
+    assert told == ["resumed: 10 of 20 images were there"]
+    assert (counter.done, counter.found) == (10, 10)
     table = store.read_table(made)
     assert sorted(table["sample_id"].to_pylist()) == sorted(images(built.store.read_table(record)))
     assert images(table) == images(built.store.read_table(record))

@@ -20,6 +20,7 @@ from sweeper import adapted, artifacts, shards, staged, targets, views
 from sweeper.batches import image_split
 from sweeper.errors import RunFailed
 from sweeper.plan import Artifact
+from sweeper.stage import Stage
 from sweeper.store import Record, Store
 from sweeper.targets import PassSpec, TargetsWorker, TeacherRef
 
@@ -200,13 +201,13 @@ def cut_off(own: Built, monkeypatch: pytest.MonkeyPatch, images: int = 7) -> tup
 
 def test_a_pass_goes_on_by_row_and_checks_what_was_there(own: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, wanted, path = cut_off(own, monkeypatch)
-    seen, told, advanced = list[pa.Table](), list[str](), list[int]()
+    seen, told, counter = list[pa.Table](), list[str](), Stage("targets", 20 * VIEWS, "views")
     monkeypatch.setattr(shards, "run", lambda rows, *rest: (seen.append(rows), inline(rows, *rest))[1])
     monkeypatch.setattr(targets, "BATCH_IMAGES", 6)
-    made = targets.build(own.store, wanted, spec, tell=told.append, progress=advanced.append)
+    made = targets.build(own.store, wanted, spec, tell=told.append, progress=counter.advance)
     (rows,) = seen
     assert told == ["resumed: 7 of 20 images were there"]
-    assert advanced == [7 * VIEWS]
+    assert (counter.done, counter.found) == (7 * VIEWS, 7 * VIEWS)
     assert [bool(file) for file in rows["file"].to_pylist()] == [False] * 13 + [True] * 7
     first, *others = [staged.read(own.store, r.prefix, [e.name for e in r.files], ["view"])[1] for r in made]
     assert all(notes == first for notes in others)
