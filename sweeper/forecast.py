@@ -189,7 +189,7 @@ def forecast(
 
     def told() -> Forecast:
         rows = list(_artifacts(plan, missing, costs, before, place))
-        return Forecast((*rows, *_trainings(plan.config, space, costs, rows, lanes or 1)), place, lanes)
+        return Forecast((*rows, *_trainings(plan.config, space, costs, rows, place)), place, lanes)
 
     found = told()
     if calibration is None or within is None or (within_s := within(found.total)) <= 0:
@@ -244,8 +244,9 @@ def _basis(new: list[Artifact], known: list[float | None], seconds: list[float |
     return TIMED if costs.is_measured(new[0]) else COUNTED
 
 
-def _trainings(config: SweepConfig, space: Space, costs: Costs, rows: list[Row], lanes: int) -> Iterator[Row]:
+def _trainings(config: SweepConfig, space: Space, costs: Costs, rows: list[Row], place: Place) -> Iterator[Row]:
     """The search and the finalists."""
+    lanes = place.lanes(config) or 1
     final = config.finalists
     num_arms = 2 + bool(config.pools) if final.ablate and config.teachers else 0  # one more is a finalist, as a rule
     num_final = (final.count + num_arms) * final.seeds
@@ -253,7 +254,7 @@ def _trainings(config: SweepConfig, space: Space, costs: Costs, rows: list[Row],
     search, finalists = None, None
     if training is not None:
         shared = math.fsum(row.seconds or 0.0 for row in rows)
-        before, task = training
+        before, task = (seconds * place.crowding(config) for seconds in training)
         search = _search_seconds(config, space, before, task, shared, lanes)
         share = ANYTIME_SHARE if config.search.front == "anytime" else 1.0
         finalists = num_final * (before + task * share)

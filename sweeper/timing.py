@@ -11,6 +11,7 @@ A run is what is timed: its `identity` is all that its seconds depend on besides
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 
 Seconds = Mapping[str, float]
 
-SPAN_S = 0.25  # each figure is a mean over so long, after a warm-up
+SPAN_S = 0.25  # each figure is a median over so long, after a warm-up
 MOST_IMAGES = 256  # that are made up
 MOST_VIEWS = 8
 STEPS = 4  # a made-up epoch
+CLOCK_S = 1e-9  # what a clock tells apart
 
 
 class Run(Protocol):
@@ -82,8 +84,8 @@ class StudentRun:
         data = self._data()
         trainer = train.Trainer(trial, data, seed=0, device=device, world=train.World())
         val, clock = data.val.to(device), clock_of(device)
-        step = mean_s(trainer.run_epoch, clock) / STEPS
-        validate = mean_s(lambda: accuracy(trainer.result, val), clock) / len(val)
+        step = typical_s(trainer.run_epoch, clock) / STEPS
+        validate = typical_s(lambda: accuracy(trainer.result, val), clock) / len(val)
         began = clock()
         train.Trainer(trial, data, seed=0, device=device, world=train.World())
         return {"make": clock() - began, "step": step, "validate": validate}
@@ -193,7 +195,7 @@ class TeacherRun:
         boxes = draw_views(self.views, 0, np.arange(self.batch, dtype=np.uint64), numbers_B)
         columns = self.columns or ("embedding",)
         call = lambda: sources.view_targets(teacher, columns, images_BCHW, boxes, device)  # noqa: E731
-        found = {"view": mean_s(call, clock_of(device)) / self.batch}
+        found = {"view": typical_s(call, clock_of(device)) / self.batch}
         if self.num_train:
             found["probe"] = self._probe(teacher.embedding_dim, device)
         return found
@@ -248,7 +250,7 @@ class GeneratorRun:
             images_BCHW = made_up(self._batch, len(self.class_names), self.image_size).images_BCHW
             starts = list(images_BCHW.permute(0, 2, 3, 1).numpy())
         call = lambda: generator.generate(labels, self.class_names, list(range(self._batch)), starts)  # noqa: E731
-        return {"image": mean_s(call, clock_of(device)) / self._batch * self.slowdown}
+        return {"image": typical_s(call, clock_of(device)) / self._batch * self.slowdown}
 
 
 def sketch(config: Any, class_names: list[str]) -> Any:
@@ -280,16 +282,15 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return synchronised
 
 
-def mean_s(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Seconds a call by this clock, repeated for `SPAN_S` after one that is not counted."""
+def typical_s(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds a call by this clock: the median of `SPAN_S` of them, after one that is not counted."""
     call()
-    began, count = clock(), 0
-    while True:
+    taken: list[float] = []
+    while sum(taken) < SPAN_S:
+        began = clock()
         call()
-        count += 1
-        spent = clock() - began
-        if spent >= SPAN_S:
-            return spent / count
+        taken.append(max(clock() - began, CLOCK_S))
+    return statistics.median(taken)
 
 
 def _named(config: Any) -> dict[str, Any]:

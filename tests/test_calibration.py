@@ -37,6 +37,19 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SPAN_S", 1e-9)
 
 
+def test_a_call_is_timed_by_the_median_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SPAN_S", 10.0)
+    lengths = iter([50.0, 3.0, 2.0, 4.0, 1.0])  # the first one warms up
+    now = 0.0
+
+    def call() -> None:
+        nonlocal now
+        now += next(lengths)
+
+    assert timing.typical_s(call, lambda: now) == 2.5
+    assert next(lengths, None) is None
+
+
 def costs_of(store: Store, calibration: Calibration | None = None, **changes: Any) -> Costs:
     config = sweep_config(**{"trial": SMALL, **changes})
     space = space_of(config)

@@ -27,6 +27,7 @@ from sweeper.trial import StudentConfig
 TEACHER = {"kind": "timm", "model": "test_resnet", "weights": "none", "input_size": 32}
 GENERATOR = {"kind": "diffusers", "model": "zoo:generator", "steps": 3, "max_ratio": 1}
 NAMES = [str(i) for i in range(10)]
+ONE = devices.slot("cpu", is_here=True)
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="rates of a CPU slot")
 
 
@@ -60,6 +61,13 @@ def planned(config: SweepConfig, space: Space, store: Store) -> Plan:
 def expected(store: Store, **changes: Any) -> forecast.Forecast:
     config, space = sweep(**changes)
     return forecast.forecast(planned(config, space, store), space, store)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings as if Ray took no time beside them."""
+    for name in ("DRIVER_CORES", "LANE_CORES"):
+        monkeypatch.setattr(place, name, 0.0)
 
 
 def keep(store: Store, item: Artifact, seconds: float, *, units: int | None = None, device: str = "cpu") -> None:
@@ -288,6 +296,32 @@ def test_lanes_are_told_of_this_machine_only(store: Store) -> None:
     assert here.wall_s == pytest.approx(forecast.START_S + stages + trainings)
     assert elsewhere.wall_s is None
     assert "lane" not in elsewhere.line()
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (place.Place(ONE, {"CPU": 2.0}, is_one=True), (0.1 + 2 * 1.1) / 2),
+        (place.Place(ONE, {"CPU": 2.0, "GPU": 0.0}), 1.0),  # a cluster, whose head is another machine
+        (place.Place(ONE, None), 1.0),
+        (place.Place(devices.slot("Tesla T4", is_here=False), {"CPU": 2.0, "GPU": 2.0}, is_one=True), 1.0),
+        (place.Place(ONE, {"CPU": 64.0}, is_one=True), 1.0),  # ten trials leave cores for all else
+    ],
+)
+def test_a_training_shares_its_core_with_ray_where_lanes_leave_none_free(
+    store: Store, monkeypatch: pytest.MonkeyPatch, where: place.Place, expected: float
+) -> None:
+    config, space = sweep()
+    plan = planned(config, space, store)
+    own = forecast.forecast(plan, space, store, where).seconds
+    monkeypatch.setattr(place, "DRIVER_CORES", 0.1)
+    monkeypatch.setattr(place, "LANE_CORES", 0.1)
+    assert where.crowding(config) == pytest.approx(expected)
+    shared = forecast.forecast(plan, space, store, where).seconds
+    ratios = {kind: shared[kind] / own[kind] for kind in own}
+    assert ratios.pop("search") == pytest.approx(expected)
+    assert ratios.pop("finalists") == pytest.approx(expected)
+    assert set(ratios.values()) == {1.0}
 
 
 def test_rows_of_an_anytime_front_are_not_all_trained_to_the_end(store: Store) -> None:
