@@ -25,6 +25,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,9 @@ def trainer(model: str, data: TrialData, options: argparse.Namespace, device: to
             },
         }
     ).resolved()
+    assert isinstance(data.source, CachedTargets)
+    columns = {name: column for name, column in data.source.columns.items() if name in config.needs}  # as a lane reads
+    data = replace(data, source=replace(data.source, columns=columns))
     return train.Trainer(config, data, seed=SEED, device=device, world=train.World())
 
 

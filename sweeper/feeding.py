@@ -26,7 +26,7 @@ from sweeper.sources import LiveTeacher, Sight, TeacherBatch
 from sweeper.streamed import ShuffledPieces
 
 # Of views that are made at a time, in float32. On a CPU they should still be in its caches when they are read.
-AHEAD_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+AHEAD_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 
 
 @dataclass(frozen=True)
