@@ -146,6 +146,7 @@ class Sweep:
             follow = Lanes(monitor, self.pool.plan.workers, names.get)
             monitor.lanes(self.pool.room)
             for outcome in filter(None, map(outcomes.get, names)):
+                counter.advance(is_new=False)
                 counter.spend(outcome["train_seconds"], outcome.get("device") or self.device)
 
             def count(event: Mapping[str, Any]) -> None:
