@@ -78,7 +78,7 @@ class Counted:
     bytes: int = 0
     seconds: float = 0.0
 
-    def advance(self, count: int = 1, size: int = 0) -> None:
+    def advance(self, count: int = 1, size: int = 0, /, *, is_new: bool = True) -> None:
         self.done += count
         self.bytes += size
 
