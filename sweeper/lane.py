@@ -49,6 +49,17 @@ def _told(lane: str, mailbox: Any) -> Any:
     return Told()
 
 
+def _lean(trainer: Any) -> Any:
+    """A kind of Ray Train's trainers without the process that it keeps for Ray datasets: lanes read the store."""
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+
+    class Lean(trainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+
+    return Lean
+
+
 class LanePool:
     """The lanes of a run and their mailbox: up while a `with` block runs, and ended with it.
 
@@ -173,7 +184,7 @@ class LanePool:
             from ray.train.torch import TorchTrainer as Trainer
         else:
             from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Trainer
-        return Trainer(
+        return _lean(Trainer)(
             lane_loop,
             train_loop_config={
                 "lane": str(number),

@@ -28,6 +28,7 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # a process for each lane; nobody takes this machine away
 CACHE_SETTINGS = ("SWEEPER_CACHE", "SWEEPER_CACHE_GB")  # of this shell, passed on to all nodes
 REACH_TIMEOUT_S = 10.0
 DRIVER_ENVIRONMENT = {
@@ -125,6 +126,7 @@ def keep_token_private() -> None:
 
 
 def _connect(address: str | None) -> None:
+    os.environ[PREEMPTION_WATCHER] = "0" if address is None else "1"
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
