@@ -13,6 +13,9 @@ memory format and precision, and equal batches:
 `fed` = loop / step is what feeding leaves of the device, and what is expected to be 95% or more; `share` = loop / bound
 also counts the work of the losses, which is no idle time. Images are random, for speed does not depend on them.
 
+`--compile` measures the bound alone, as it is and through `torch.compile`, and after how many images the seconds of the
+first round, in which it is compiled, are won back.
+
 The ways alternate in rounds of `--steps` steps; figures are medians over `--repeats` rounds, a first round of each does
 not count. On a CPU, with one thread, the clock is the process's own CPU time: what else runs on the machine takes part
 of the time, but is not counted; on a GPU it is the wall's, the device synchronised. The last line is JSON.
@@ -108,12 +111,14 @@ def trainer(model: str, data: TrialData, options: argparse.Namespace, device: to
     return train.Trainer(config, data, seed=SEED, device=device, world=train.World())
 
 
-def bound(running: train.Trainer, batch: Any, steps: int) -> Callable[[], None]:
+def bound(running: train.Trainer, batch: Any, steps: int, *, with_compile: bool = False) -> Callable[[], None]:
     """A round of the student alone, another one of the same kind, on the images of the batch."""
     recipe, device = running.config.train, running.device
     alone = student.build(running.config.student, NUM_CLASSES, running.data.image_size, SEED).to(device)
     alone = alone.to(memory_format=train.memory_format(device, recipe.precision))
     optimizer = train.optimizer(alone.parameters(), recipe)
+    if with_compile:
+        alone.compile()
 
     def run() -> None:
         for _ in range(steps):
@@ -124,6 +129,27 @@ def bound(running: train.Trainer, batch: Any, steps: int) -> Callable[[], None]:
             optimizer.step()
 
     return run
+
+
+def compiled(
+    model: str, data: TrialData, options: argparse.Namespace, device: torch.device
+) -> tuple[float, float, float]:
+    """Images a second of the bound as it is and through `torch.compile`, and what its first round takes, in seconds."""
+    running = trainer(model, data, options, device)
+    batch = running.stream.batch(0)
+    plain, faster = (bound(running, batch, options.steps, with_compile=each) for each in (False, True))
+    started = time.perf_counter()  # compilers are processes of their own
+    faster()
+    first = time.perf_counter() - started
+    found: dict[Callable[[], None], list[float]] = {plain: [], faster: []}
+    for number in range(options.repeats + 1):
+        for run, figures in found.items():
+            began = seconds_now(device)
+            run()
+            if number:
+                figures.append(options.steps * options.batch_size / (seconds_now(device) - began))
+    speeds = [statistics.median(figures) for figures in found.values()]
+    return speeds[0], speeds[1], first
 
 
 def rounds(model: str, data: TrialData, options: argparse.Namespace, device: torch.device) -> dict[str, list[float]]:
@@ -177,6 +203,19 @@ def line(name: str, found: Mapping[str, float]) -> str:
     return f"{name:<24}{speeds}{found[f'{name}_fed']:>8.1%}{found[f'{name}_share']:>8.1%}"
 
 
+def show_compiled(options: argparse.Namespace, device: torch.device) -> None:
+    """The table and the JSON of `--compile`."""
+    print(f"{'images/s':<24}{'bound':>10}{'compiled':>10}{'ratio':>8}{'first round':>13}{'won back after':>20}")
+    said: dict[str, Any] = {"device": device_name(device)}
+    for name in options.students:
+        model, _, size = name.partition(":")
+        plain, faster, first = compiled(model, trial_data(int(size)), options, device)
+        images = first / (1 / plain - 1 / faster) if faster > plain else float("inf")
+        print(f"{name:<24}{plain:>10,.0f}{faster:>10,.0f}{faster / plain:>8.2f}{first:>11.1f} s{images:>13,.0f} images")
+        said |= {f"{model}_{size}_{key}": round(v, 3) for key, v in (("ratio", faster / plain), ("first_s", first))}
+    print(json.dumps(said))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), metavar="MODEL:SIZE")
@@ -186,9 +225,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--embedding", default="kdep", help="kind of the embedding loss, or none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile instead")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     torch.set_num_threads(1)
+    if options.compile:
+        show_compiled(options, device)
+        return
     print(f"{'images/s':<24}" + "".join(f"{way:>10}" for way in WAYS) + f"{'fed':>8}{'share':>8}")
     found: dict[str, Any] = {"device": device_name(device), "embedding": options.embedding}
     for name in options.students:
