@@ -88,7 +88,8 @@ def _place_of(page: Page, trial: int) -> tuple[float, float]:
 def _click(page: Page, trial: int) -> None:
     """As a person does: point at the trial until the plot says that it is the one, and click.
 
-    The page may still be moving below the pointer when its place is asked for.
+    The page may still be moving below the pointer when its place is asked for; and two clicks within 300 ms are a
+    double click, with which Plotly shows the whole plot.
     """
     from playwright.sync_api import TimeoutError as TooLong
 
@@ -100,6 +101,7 @@ def _click(page: Page, trial: int) -> None:
         with suppress(TooLong):
             label.first.wait_for(timeout=2_000)
             break
+    page.wait_for_timeout(400)
     page.mouse.down()
     page.mouse.up()
 
