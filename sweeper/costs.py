@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sweeper import registry
 from sweeper.calibration import Calibration
@@ -20,9 +20,6 @@ from sweeper.plan import Artifact, Plan
 from sweeper.space import Space, nested
 from sweeper.timing import GeneratorRun, Run, Seconds, StudentRun, TeacherRun, essence
 from sweeper.trial import StudentConfig, TrainConfig, TrialConfig
-
-if TYPE_CHECKING:
-    from sweeper.student import Student
 
 BATCH_S = 0.005  # what a batch costs besides its operations (views, optimiser, launches)
 BACKWARD_FACTOR = 3.0  # forward and backward against forward alone
@@ -66,22 +63,30 @@ class Costs:
         self.points = [point for point in points if fingerprint(point.student) in drawn]
         self._trainings = [self._training(point) for point in self.points]
 
-    def calibrate(self, items: Iterable[Artifact], within_s: float, *, again: bool = False) -> None:
-        """Time the models of these artifacts and of the trainings, each student once before its other losses."""
+    def calibrate(self, items: Iterable[Artifact], trainings_s: float, within_s: float, *, again: bool = False) -> None:
+        """Time the models of these artifacts and of the trainings: what weighs most first, and each model once before
+        its other losses.
+
+        Args:
+            trainings_s: that all trainings are thought to take.
+        """
         if self.calibration is None:
             return
+        weights: dict[tuple[str, str], float] = {}
         for item in items:
-            self.artifact(item)
+            named = self._of(item).sort, self._of(item).model
+            weights[named] = weights.get(named, 0.0) + (self.artifact(item) or 0.0)
         first: dict[tuple[str, str], Run] = {}
         for found in self._estimates.values():
             first.setdefault((found.sort, found.model), found.run)
-        chosen = [*first.values(), *(found.run for found in self._estimates.values())]
+        num_students = sum(sort == "student" for sort, _ in first)
+        ordered = sorted(first, key=lambda named: weights.get(named, trainings_s / max(1, num_students)), reverse=True)
+        chosen = [*(first[named] for named in ordered), *(found.run for found in self._estimates.values())]
         self.calibration.measure(chosen, within_s, again=again)
 
     def is_measured(self, item: Artifact) -> bool:
         """Whether its model was timed on this device."""
-        found = self._generator(item.name) if item.kind == "synthetic" else self._teacher(item.name)
-        return self._measured(found) is not None
+        return self._measured(self._of(item)) is not None
 
     @property
     def are_trainings_measured(self) -> bool:
@@ -175,6 +180,10 @@ class Costs:
             counted = {"step": step, "validate": self._forward_s(forward), "make": 0.0}
         return self._kept(run, counted, "student", fingerprint(reduced.student))
 
+    def _of(self, item: Artifact) -> Estimate:
+        """The model that makes it."""
+        return self._generator(item.name) if item.kind == "synthetic" else self._teacher(item.name)
+
     def _teacher(self, name: str) -> Estimate:
         config: Any = self.plan.config.teachers[name]
         flops = self._teacher_flops(name)
@@ -247,7 +256,9 @@ class Costs:
     def _student_flops(self, config: StudentConfig) -> float | None:
         key = ("students", fingerprint(config))
         if key not in self._flops:
-            self._flops[key] = student_flops(config, self.num_classes, self.size)
+            from sweeper import student
+
+            self._flops[key] = student.flops_an_image(config, self.num_classes, self.size)
         return self._flops[key]
 
 
@@ -280,17 +291,3 @@ def _points(space: Space) -> list[TrialConfig]:
 def draws(max_attempts: int) -> float:
     """Drawings of an image until one passes a filter that lets `PASSING` of them through, `max_attempts` at most."""
     return (1 - (1 - PASSING) ** max_attempts) / PASSING
-
-
-def student_flops(config: StudentConfig, num_classes: int, image_size: int) -> float | None:
-    """Operations of a student's forward on one image."""
-    import torch
-
-    from sweeper import flops, student
-
-    size = config.image_size or image_size
-
-    def make() -> Student:
-        return student.build(config.model_copy(update={"init": "random"}), num_classes, size, seed=0)
-
-    return flops.forward_flops(make, lambda model: model(torch.empty(1, 3, size, size)))

@@ -17,7 +17,7 @@ from sweeper.prepared import Options, Prepared, header, prepare
 from sweeper.spacefile import SpaceFile
 
 PLAN_S = 15.0  # in which a plan times models that were not timed yet
-RUN_S, RUN_SHARE, LEAST_S = 6.0, 0.02, 1.0  # a run: at most so long, and so much of its own device time; or not at all
+LEAST_S, RUN_SHARE, RUN_S = 0.5, 0.02, 6.0  # a run: so much of its own device time, no less and no more than these
 
 
 def show(
@@ -56,12 +56,11 @@ def show(
 
 
 def for_run(prepared: Prepared, address: str | None) -> Forecast:
-    """What a run says of itself before it starts; it measures for a few seconds, and only where it will be long."""
+    """What a run says of itself before it starts; it measures for a moment."""
     where = place.here(is_local=address is None)
 
     def within(total_s: float) -> float:
-        found = min(RUN_S, RUN_SHARE * total_s)
-        return found if found >= LEAST_S else 0.0
+        return min(RUN_S, max(LEAST_S, RUN_SHARE * total_s)) if total_s > 0 else 0.0
 
     return _forecast(prepared, where, _calibration(prepared, where), within)
 

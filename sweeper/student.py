@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sweeper import taps
+from sweeper import flops, taps
 from sweeper.architecture import (
     CONFIG_FILE,
     LOCAL_DIR,
@@ -148,6 +148,16 @@ def build(config: StudentConfig, num_classes: int, image_size: int, seed: int) -
             _verify(student)
             _verified.add(key)
     return student.train()
+
+
+def flops_an_image(config: StudentConfig, num_classes: int, image_size: int) -> float | None:
+    """Operations of a student's forward on one image; no weight is read."""
+    size = config.image_size or image_size
+
+    def make() -> Student:
+        return build(config.model_copy(update={"init": "random"}), num_classes, size, seed=0)
+
+    return flops.forward_flops(make, lambda model: model(torch.empty(1, 3, size, size)))
 
 
 def export(student: Student, class_names: Sequence[str]) -> dict[str, bytes]:

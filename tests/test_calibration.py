@@ -15,7 +15,7 @@ import pytest
 import torch
 from samples import dataset_index, space_of, sweep_config
 
-from sweeper import costs, devices, place, timing
+from sweeper import costs, devices, place, student, timing
 from sweeper.calibration import Calibration, folder_from_environment
 from sweeper.costs import Costs
 from sweeper.plan import make_plan
@@ -125,7 +125,7 @@ def test_a_large_model_is_timed_on_fewer_images(store: Store) -> None:
     (step,) = [(e.counted or {})["step"] for e in found._estimates.values() if e.sort == "student"]
     assert step <= costs.CALL_S + costs.BATCH_S
     _, task = found.training() or (0.0, 0.0)
-    forward = costs.student_flops(run.student, 3, 32) or 0.0
+    forward = student.flops_an_image(run.student, 3, 32) or 0.0
     validation = 6 * (forward / 1e9 + costs.BATCH_S / costs.EVALUATION_BATCH)
     assert task == pytest.approx(2 * (step * 512 / timed + validation))
 
@@ -225,6 +225,30 @@ def test_counts_of_models_that_were_not_timed_are_corrected_by_those_that_were(s
     assert found.are_trainings_measured
     for name in ("cnn", "vit"):  # teachers are another sort
         assert found.artifact(found.plan.adapt[name]) == alone.artifact(alone.plan.adapt[name])
+
+
+@pytest.mark.parametrize(("trainings_s", "expected"), [(1e9, "SSTTS"), (1e-9, "TTSSS")])
+def test_what_weighs_most_is_timed_first_and_each_model_before_its_other_losses(
+    store: Store, trainings_s: float, expected: str
+) -> None:
+    asked: list[Any] = []
+
+    class Listening(Known):
+        def measure(self, runs: Any, within_s: float, *, again: bool = False) -> int:
+            asked.extend(dict.fromkeys(map(id, runs)))
+            names.update({id(run): type(run).__name__[0] for run in runs})
+            models.update({id(run): getattr(run, "student", None) for run in runs})
+            return 0
+
+    names, models = dict[int, str](), dict[int, Any]()
+    students = {"model": {"choice": ["test_efficientnet", "test_vit"]}}
+    trial = {**SMALL, "teacher": {"choice": ["cnn", "vit", "none"]}, "student": students}
+    found = costs_of(store, Listening(lambda run: None), trial=trial)
+    found.calibrate([i for i in found.plan.artifacts() if i.kind in ("adapt", "targets")], trainings_s, 1.0)
+    order = "".join("S" if names[run] == "S" else "T" for run in asked)
+    assert order[:5] == expected
+    first = [models[run].model for run in asked if models[run] is not None][:2]
+    assert sorted(first) == ["test_efficientnet", "test_vit"]
 
 
 def test_a_training_is_its_model_its_steps_and_its_validation(store: Store) -> None:

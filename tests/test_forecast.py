@@ -94,12 +94,12 @@ def test_a_student_counts_as_a_real_one_does(model: str) -> None:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         built(torch.zeros(1, 3, 32, 32))
-    assert costs.student_flops(config, 10, 32) == counter.get_total_flops() > 1e6
+    assert student.flops_an_image(config, 10, 32) == counter.get_total_flops() > 1e6
 
 
 def test_pretrained_students_are_counted_without_their_weights() -> None:
     named, random = StudentConfig(model="resnet18", init="pretrained"), StudentConfig(model="resnet18")
-    assert costs.student_flops(named, 10, 32) == costs.student_flops(random, 10, 32)
+    assert student.flops_an_image(named, 10, 32) == student.flops_an_image(random, 10, 32)
 
 
 def test_teachers_are_counted_without_their_weights(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_empty_store(store: Store) -> None:
     assert not found.measured
     assert not found.unknown
     assert found.seconds["search"] == pytest.approx(10 * found.seconds["finalists"])
-    forward = costs.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
+    forward = student.flops_an_image(StudentConfig(model="test_efficientnet"), 10, 32)
     assert forward is not None
     batches = 8 * (2 + 200 / costs.EVALUATION_BATCH)
     work = 8 * forward * (3 * 64 + 200)
@@ -372,7 +372,7 @@ class TestPretraining:
 
     def whole(self, recipe: dict[str, int], num_images: int, num_val: int) -> float:
         """Seconds of one training, in closed form."""
-        forward = costs.student_flops(StudentConfig(model="test_efficientnet"), 10, 32)
+        forward = student.flops_an_image(StudentConfig(model="test_efficientnet"), 10, 32)
         assert forward is not None
         steps = round(recipe.get("epoch_size", num_images) / recipe["batch_size"])  # as `train.Trainer` has it
         work = forward * (costs.BACKWARD_FACTOR * steps * recipe["batch_size"] + num_val)
