@@ -85,11 +85,12 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(ray_session: None, generator_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The small sweep with all of its artifacts."""
+    """The small sweep with all of its artifacts, built by the first process of the test run that asks for it."""
     import small_sweep
 
-    tree = small_sweep.space_tree(generator_folder)
-    return small_sweep.build(tree, tmp_path_factory.mktemp("small"), generator_folder)
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "small"
+    return small_sweep.build_once(folder, generator_folder)
 
 
 @pytest.fixture(scope="session")

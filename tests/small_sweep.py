@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from sweeper import artifacts, spacefile
 from sweeper.config import SweepConfig
@@ -124,3 +127,18 @@ def build(tree: Mapping[str, Any], folder: Path, generator: Path) -> Built:
     config, space, plan = make(tree, folder, store)
     stages = Stages()
     return Built(generator, config, space, plan, store, artifacts.build(plan, store, stages), stages)
+
+
+def build_once(folder: Path, generator: Path) -> Built:
+    """The small sweep in a folder that several processes share: the first one builds it and the others read it."""
+    folder.mkdir(exist_ok=True)
+    told = folder / "stages.pickle"
+    with FileLock(folder / "lock"):
+        if not told.exists():
+            told.write_bytes(pickle.dumps(build(space_tree(generator), folder, generator).stages))
+    store = Store(str(folder / "store"))
+    with tempfile.TemporaryDirectory() as own:
+        config, space, plan = make(space_tree(generator), Path(own), store)
+    records = {item.key: record for item in plan.artifacts() if (record := store.get(item.key)) is not None}
+    assert len(records) == len(list(plan.artifacts()))
+    return Built(generator, config, space, plan, store, records, pickle.loads(told.read_bytes()))
