@@ -7,12 +7,13 @@ depend only on (seed, position), so that a resumed trial reads what an undisturb
 Small batches are made several at a time: what each costs besides its pixels (some forty small operations, on a GPU as
 many launches) is then paid once for all of them.
 
-Shape letters: B batch, C channels, H W pixels, P parameters of a view.
+Shape letters: K batches made together, B batch, N samples (of all batches together), C channels, H W pixels,
+P parameters of a view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -95,14 +96,13 @@ class BatchStream:
         shape = (len(index), 3, size, size)
         return self.placement.sent(shape, torch.uint8, lambda rows: images.read_into(rows.numpy(), index, number))
 
-    def indices(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample index and pass number at positions start .. start + batch_size."""
-        positions = np.arange(start, start + self.batch_size)
-        number = positions // len(self.data.train)
-        index = np.empty_like(positions)
-        for q in np.unique(number):
+    def indices(self, start: int, num_batches: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Sample index and pass number at positions start .. start + num_batches * batch_size."""
+        number, place = np.divmod(np.arange(start, start + num_batches * self.batch_size), len(self.data.train))
+        index = np.empty_like(place)
+        for q in range(int(number[0]), int(number[-1]) + 1):
             here = number == q
-            index[here] = self._order(int(q))[positions[here] % len(self.data.train)]
+            index[here] = self._order(q)[place[here]]
         return index, number
 
     def will_read(self, stop: int) -> None:
@@ -114,7 +114,7 @@ class BatchStream:
         if (start, part, parts) not in self._made:
             last = min(self._stop, start + self._num_ahead(parts) * self.batch_size)
             starts = range(start, max(last, start + 1), self.batch_size)
-            made = self._make([self._share(at, part, parts) for at in starts])
+            made = self._make(*self._shares(start, len(starts), part, parts))
             self._made = {(at, part, parts): batch for at, batch in zip(starts, made, strict=True)}
         return self._made.pop((start, part, parts))
 
@@ -131,40 +131,37 @@ class BatchStream:
         num_bytes = 4 * 3 * self.data.train.stored_size**2 * self.batch_size // self.num_ranks
         return max(1, AHEAD_BYTES.get(self.device.type, 0) // max(1, num_bytes))
 
-    def _share(self, start: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample index and pass number of this rank's share of a batch, or of a part of it; real images first."""
+    def _shares(self, start: int, num_batches: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample index and pass number [K, B] of this rank's share of K batches, or of parts of them; real first."""
         own = slice(self.rank + part * self.num_ranks, None, self.num_ranks * parts)
-        index, number = (values[own] for values in self.indices(start))
-        order = np.argsort(index >= self.data.num_real, kind="stable")
-        return index[order], number[order]
+        index_KB, number_KB = (found.reshape(num_batches, -1)[:, own] for found in self.indices(start, num_batches))
+        order_KB = np.argsort(index_KB >= self.data.num_real, axis=1, kind="stable")
+        return np.take_along_axis(index_KB, order_KB, axis=1), np.take_along_axis(number_KB, order_KB, axis=1)
 
-    def _make(self, shares: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Batch]:
-        """The batches of these samples in these passes, made as one and cut."""
-        index, number = (np.concatenate(values) for values in zip(*shares, strict=True))
-        index_B = torch.from_numpy(index).to(self.device, non_blocking=True)
+    def _make(self, index_KB: np.ndarray, number_KB: np.ndarray) -> list[Batch]:
+        """K batches of these samples in these passes, made as one and cut."""
+        index, number = index_KB.ravel(), number_KB.ravel()
+        index_N = torch.from_numpy(index).to(self.device, non_blocking=True)
         if self.source is None:
             drawn = views.draw_views(self.data.views, self.data.view_seed, self.data.keys_N[index], number + 1)
         else:
             drawn = self.source.views_of(index, number)
-        views_BP = torch.from_numpy(np.ascontiguousarray(drawn, dtype=np.float32)).to(self.device, non_blocking=True)
-        whole_BCHW = self._whole(index, number)
-        images_BCHW = views.apply_views(whole_BCHW, views_BP, self.data.image_size)
-        labels_B = self.labels_N.index_select(0, index_B)
+        views_NP = torch.from_numpy(np.ascontiguousarray(drawn, dtype=np.float32)).to(self.device, non_blocking=True)
+        whole_NCHW = self._whole(index, number)
+        images_NCHW = views.apply_views(whole_NCHW, views_NP, self.data.image_size)
+        labels_N = self.labels_N.index_select(0, index_N)
         teacher = None
         if self.source is not None:
-            teacher = self.source.targets(Sight(index, number, whole_BCHW, views_BP, images_BCHW))
-        if len(shares) == 1:
-            return [Batch(images_BCHW, labels_B, index_B, self._num_real(index), teacher)]
-        ends = np.cumsum([len(own) for own, _ in shares])
+            teacher = self.source.targets(Sight(index, number, whole_NCHW, views_NP, images_NCHW))
+        num_real_K = (index_KB < self.data.num_real).sum(axis=1).tolist()
+        if len(num_real_K) == 1:
+            return [Batch(images_NCHW, labels_N, index_N, num_real_K[0], teacher)]
         found = []
-        for (own, _), end in zip(shares, ends, strict=True):
-            rows = slice(int(end) - len(own), int(end))
+        for k, num_real in enumerate(num_real_K):
+            rows = slice(k * index_KB.shape[1], (k + 1) * index_KB.shape[1])
             cut = None if teacher is None else _rows(teacher, rows)
-            found.append(Batch(images_BCHW[rows], labels_B[rows], index_B[rows], self._num_real(own), cut))
+            found.append(Batch(images_NCHW[rows], labels_N[rows], index_N[rows], num_real, cut))
         return found
-
-    def _num_real(self, index: np.ndarray) -> int:
-        return int((index < self.data.num_real).sum())
 
 
 def _rows(teacher: TeacherBatch, rows: slice) -> TeacherBatch:

@@ -41,9 +41,9 @@ def batches_in(made: list[int]) -> type[BatchStream]:
     """A stream that notes how many batches it makes at a time."""
 
     class Noted(BatchStream):
-        def _make(self, shares: Any) -> list[Batch]:
-            made.append(len(shares))
-            return super()._make(shares)
+        def _make(self, index_KB: Any, number_KB: Any) -> list[Batch]:
+            made.append(len(index_KB))
+            return super()._make(index_KB, number_KB)
 
     return Noted
 
