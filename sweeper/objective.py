@@ -115,10 +115,13 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def settle(self, *others: Student) -> None:
-        """Write a classifier that a loss trained in place of the student's own (SimKD) into the student and `others`.
+        """At the end of an epoch: divisors that are final stay so, and a classifier that a loss trained in place of the
+        student's own (SimKD) is written into the student and `others`.
 
         It is affine, so that it is known by its values at 0 and at the unit vectors.
         """
+        for term in self.normalized:
+            term.settle()
         if self._classifiers():
             for student in (self.student, *others):
                 head = student.model.get_classifier()
@@ -170,6 +173,8 @@ class Objective(nn.Module):
 
     def _cross_entropy(self, inputs: LossInputs, num_real: int) -> Tensor:
         """Weighted mean over the images whose label may be used."""
+        if num_real == len(inputs.labels_B) or (self.synthetic.labels != "none" and self.synthetic.weight == 1):
+            return F.cross_entropy(inputs.student_logits_BK.float(), inputs.labels_B)
         ce_B = F.cross_entropy(inputs.student_logits_BK.float(), inputs.labels_B, reduction="none")
         weight_B = inputs.hard_B.to(ce_B.dtype)
         weight_B[num_real:] *= self.synthetic.weight

@@ -315,8 +315,9 @@ class TestSum:
 
 
 class TestNormalised:
+    @pytest.mark.parametrize("settles", [False, True])
     @pytest.mark.parametrize("name", ["kl", "embedding"])
-    def test_the_weight_multiplies_a_loss_of_size_1(self, name: str) -> None:
+    def test_the_weight_multiplies_a_loss_of_size_1(self, name: str, settles: bool) -> None:
         data = mixed_data()
         stream = BatchStream(data, batch_size=4, seed=3, device=CPU)
         raw_loss = only("kl") if name == "kl" else only("embedding", kind="cosine")
@@ -331,6 +332,9 @@ class TestNormalised:
             sizes.append(found)
             mean = np.mean(sizes[:NORMALIZING_BATCHES])
             assert value(scaled(batch)) == pytest.approx(3 * found / mean, rel=1e-4)
+            if settles:
+                scaled.settle()
+        assert [term.is_fixed for term in scaled.normalized] == [settles]
         assert len(set(sizes)) == len(sizes)
         state = scaled.state_dict()
         prefix = f"terms.{name}" + (".0" if name == "embedding" else "")

@@ -81,6 +81,9 @@ class Normalized(nn.Module):
 
     Where several workers train one student, a batch's size is the mean over their shares, so that they descend on one
     objective: `pending` holds what this worker measured until `share_sizes` has added up everybody's.
+
+    Attributes:
+        is_fixed: the divisor is known to be final, so that nothing is measured or exchanged any more.
     """
 
     size: Tensor
@@ -90,6 +93,7 @@ class Normalized(nn.Module):
     def __init__(self, loss: Float32Loss) -> None:
         super().__init__()
         self.loss = loss
+        self.is_fixed = False
         self.register_buffer("size", torch.zeros(()))
         self.register_buffer("batches", torch.zeros(()))
         self.register_buffer("pending", torch.zeros(2), persistent=False)
@@ -103,7 +107,7 @@ class Normalized(nn.Module):
     def raw(self, inputs: LossInputs) -> Tensor:
         """The loss before its division; in training its size is noted for `take`."""
         parts = torch.stack(self.loss.summands(inputs))
-        if self.training:
+        if self.training and not self.is_fixed:
             size = parts.detach().abs().sum()
             counts = (size > 0) & size.isfinite()
             self.pending += torch.where(counts, torch.stack([size, torch.ones_like(size)]), 0.0)
@@ -119,6 +123,10 @@ class Normalized(nn.Module):
         self.batches.copy_(batches)
         self.pending.zero_()
 
+    def settle(self) -> None:
+        """Ask the device whether there were batches enough: once an epoch, since it has to be waited for."""
+        self.is_fixed = self.is_fixed or bool(self.batches >= NORMALIZING_BATCHES)
+
     @property
     def divisor(self) -> Tensor:
         """The mean size so far; 1 before there is any. A value of its own, which later steps do not move."""
@@ -127,6 +135,7 @@ class Normalized(nn.Module):
 
 def share_sizes(terms: Sequence[Normalized]) -> None:
     """Count what all workers measured in this step; every worker calls it in every step, whatever its share held."""
+    terms = [term for term in terms if not term.is_fixed]  # the same ones for all workers, whose counters agree
     if not terms:
         return
     measured = torch.stack([term.pending for term in terms])
