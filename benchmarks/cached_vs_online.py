@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from teacher_pairs import PAIRS, SEED, Pair, Size, Task, prepare, seconds_now
 
-from sweeper import train
+from sweeper import cpu, train
 from sweeper.batches import TrialData
 from sweeper.ledger import device_name
 from sweeper.trial import NO_TEACHER, TrialConfig
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cpu":
-        torch.set_num_threads(1)
+        cpu.prepare(threads=1)
     found: dict[str, Any] = {"device": device_name(device)}
     for name in options.pairs:
         found |= measure(name, options, device)

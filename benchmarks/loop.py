@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sweeper import student, train, views
+from sweeper import cpu, student, train, views
 from sweeper.batches import ImageSplit, TrialData
 from sweeper.ledger import device_name
 from sweeper.sources import CachedTargets
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="measure torch.compile instead")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    torch.set_num_threads(1)
+    cpu.prepare(threads=1)
     if options.compile:
         show_compiled(options, device)
         return

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from sweeper import data_cache, ingest
+from sweeper import cpu, data_cache, ingest
 from sweeper.batches import DataRefs, StreamedSplit, TrialData
 from sweeper.data_cache import DataCache
 from sweeper.feeding import BatchStream
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60, help="of a round of training")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    cpu.prepare(threads=1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"SWEEPER_CACHE": f"{folder}/cache", "SWEEPER_CACHE_GB": "20"}
         store = Store(f"{folder}/store")

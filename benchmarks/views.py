@@ -30,6 +30,7 @@ import torch
 from cached_vs_online import RECIPE, test_accuracy, trial
 from teacher_pairs import PAIRS, Task, prepare
 
+from sweeper import cpu
 from sweeper.batches import TrialData
 from sweeper.ledger import device_name
 from sweeper.sources import CachedTargets, LiveTeacher
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cpu":
-        torch.set_num_threads(1)
+        cpu.prepare(threads=1)
     pair = replace(PAIRS["embedded"], views=ViewConfig(per_image=max(options.views)))
     data = arms(prepare(pair, 0, device), options.views)
     found: dict[str, list[float]] = {name: [] for name in data}

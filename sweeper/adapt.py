@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch.nn import functional as F
 
-from sweeper import probe, registry, views
+from sweeper import cpu, probe, registry, views
 from sweeper.adapted import CHANGED_FILE, CLASSIFIER_FILE
 from sweeper.batches import ImageSplit, image_split
 from sweeper.errors import RunFailed
@@ -85,7 +85,7 @@ def build(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        torch.set_num_threads(1)
+        cpu.prepare(threads=1)
     spec = dict(artifact.spec)
     train, val, train_ids = _labelled(store, spec["images"])
     teacher: Any = registry.load("teachers", config.kind).build(config, class_names).to(device)  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
+from sweeper import cpu
 from sweeper.devices import Slot, cpu_name
 from sweeper.files import write_atomically
 from sweeper.fingerprint import canonical_json, fingerprint
@@ -111,7 +112,7 @@ def _timed(run: Run, device: str, deadline: float) -> Seconds | None:
     if time.monotonic() > deadline:
         return None
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    cpu.prepare(threads=1)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sweeper import adapted, registry, shards
+from sweeper import adapted, cpu, registry, shards
 from sweeper.errors import RunFailed
 from sweeper.lease import Tell, untold
 from sweeper.ledger import Charge, DeviceTimer, device_name
@@ -88,7 +88,7 @@ class GeneratorWorker:
         self.store, self.prefix, self.job = store, prefix, job
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
-            torch.set_num_threads(1)
+            cpu.prepare(threads=1)
         self.generator = registry.load("generators", job.config.kind).build(job.config, self.device)
         self.training = None if job.images is None else TrainingImages(store, job.images)
         self.filter: Any = None

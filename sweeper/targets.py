@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from sweeper import adapted, shards, views
+from sweeper import adapted, cpu, shards, views
 from sweeper.batches import image_split
 from sweeper.errors import RunFailed
 from sweeper.lease import Tell, untold
@@ -74,7 +74,7 @@ class TargetsWorker:
         self.store, self.spec = store, spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
-            torch.set_num_threads(1)
+            cpu.prepare(threads=1)
         self.teachers: dict[str, Any] = {
             ref.name: adapted.load_teacher(store, ref.adapt_key, ref.config, spec.class_names) for ref in spec.teachers
         }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from sweeper import cpu
 from sweeper.errors import SweeperError
 from sweeper.fingerprint import fingerprint
 from sweeper.mailbox import Message
@@ -226,7 +227,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     from sweeper.ledger import device_name
     from sweeper.store import Store
 
-    torch.set_num_threads(settings["threads"])
+    cpu.prepare(settings["threads"])
     lane, mailbox = settings["lane"], settings["mailbox"]
     context = get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()

@@ -39,7 +39,7 @@ LAYERS: tuple[set[str], ...] = (
     FAMILIES,
     {"space", "points", "racing", "conditions", "domain_forms", "domain", "located_yaml", "rungs", "rank_agreement"}
     | {"learning_rate", "outcome", "pareto", "ledger", "registry", "fingerprint", "views", "flops", "devices", "taps"}
-    | {"zoo", "cluster_file", "jitter", "resample", "storage", "sections", "weights"},
+    | {"zoo", "cluster_file", "jitter", "resample", "storage", "sections", "weights", "cpu"},
     {"pixels", "console", "layout", "screen", "scatter", "display", "monitor", "stage", "status", "run_lock"}
     | {"tables", "latex", "findings", "tally", "journals", "files", "arrow", "redact", "wording", "errors"}
     | {"interrupt"},

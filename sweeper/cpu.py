@@ -1,0 +1,27 @@
+"""How a process computes on its CPU: with how many threads, and in memory that it keeps."""
+
+from __future__ import annotations
+
+import ctypes
+
+# glibc's mallopt(3): numbers of its parameters, and the most that the second one may be.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES, LARGEST_BLOCK = 128 * 2**20, 32 * 2**20
+
+
+def prepare(threads: int) -> None:
+    """Compute with so many threads from now on, and keep memory that is freed for what is needed next.
+
+    Left to itself glibc gives the activations of a step back to the kernel, and gets them for the next one as new pages
+    that the kernel has to clear first: up to a third of the step of a MobileNetV2 (benchmarks/README.md, "loop.py").
+    Other C libraries are left as they are.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -1,0 +1,39 @@
+"""What a process that computes does with its memory."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import resource, sys, torch
+from sweeper import cpu
+if sys.argv[1] == "kept":
+    cpu.prepare(threads=1)
+
+def step():
+    return [torch.ones(2**19) for _ in range(40)]  # 2 MiB each, and all freed again
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_used_again() -> None:
+    """Ten steps of 80 MiB: 20,480 pages of 4 KiB each time that the kernel gives them anew."""
+
+    def pages(how: str) -> tuple[int, int]:
+        told = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True).stdout
+        new, threads = map(int, told.split())
+        return new, threads
+
+    assert pages("kept") == (pytest.approx(0, abs=3000), 1)
+    assert pages("given back")[0] > 10_000
