@@ -73,7 +73,7 @@ def _execute(prepared: Prepared, options: Options, console: Console, tracked: Tr
 
     config, plan = prepared.plan.config, prepared.plan
     clock = reckoning.Clock()
-    expected = planning.for_run(prepared, options.address)
+    expected = planning.for_run(prepared, options)
     missing = plan.missing(prepared.store)
     is_whole = reckoning.begin(prepared.folder, expected, missing)
     expect(console.monitor, prepared, missing)

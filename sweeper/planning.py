@@ -55,12 +55,12 @@ def show(
     return found
 
 
-def for_run(prepared: Prepared, address: str | None) -> Forecast:
-    """What a run says of itself before it starts; it measures for a moment."""
-    where = place.here(is_local=address is None)
+def for_run(prepared: Prepared, options: Options) -> Forecast:
+    """What a run says of itself before it starts; it measures for a moment, and a rehearsal not at all."""
+    where = place.here(is_local=options.address is None)
 
     def within(total_s: float) -> float:
-        return min(RUN_S, max(LEAST_S, RUN_SHARE * total_s)) if total_s > 0 else 0.0
+        return min(RUN_S, max(LEAST_S, RUN_SHARE * total_s)) if total_s > 0 and not options.is_passing else 0.0
 
     return _forecast(prepared, where, _calibration(prepared, where), within)
 
