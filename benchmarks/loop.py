@@ -141,15 +141,8 @@ def compiled(
     started = time.perf_counter()  # compilers are processes of their own
     faster()
     first = time.perf_counter() - started
-    found: dict[Callable[[], None], list[float]] = {plain: [], faster: []}
-    for number in range(options.repeats + 1):
-        for run, figures in found.items():
-            began = seconds_now(device)
-            run()
-            if number:
-                figures.append(options.steps * options.batch_size / (seconds_now(device) - began))
-    speeds = [statistics.median(figures) for figures in found.values()]
-    return speeds[0], speeds[1], first
+    found = alternating({"plain": plain, "faster": faster}, options, device)
+    return statistics.median(found["plain"]), statistics.median(found["faster"]), first
 
 
 def rounds(model: str, data: TrialData, options: argparse.Namespace, device: torch.device) -> dict[str, list[float]]:
@@ -167,8 +160,14 @@ def rounds(model: str, data: TrialData, options: argparse.Namespace, device: tor
         running.gradient.stream = stream
         running.run_epoch()
 
-    ways = {"bound": bound(running, batch, options.steps), "step": step, "loop": loop}
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    return alternating({"bound": bound(running, batch, options.steps), "step": step, "loop": loop}, options, device)
+
+
+def alternating(
+    ways: Mapping[str, Callable[[], None]], options: argparse.Namespace, device: torch.device
+) -> dict[str, list[float]]:
+    """Images a second of each way, a figure a round; a first round of each does not count."""
+    found: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(options.repeats + 1):
         for way, run in ways.items():
             started = seconds_now(device)

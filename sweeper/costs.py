@@ -8,6 +8,7 @@ not, the others' counts are corrected by how far the counts of the measured ones
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,11 @@ class Estimate:
     counted: Seconds | None
     sort: str  # the family whose counts are off alike
     model: str  # and within it the model
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """The model among all sorts."""
+        return self.sort, self.model
 
 
 class Costs:
@@ -72,15 +78,15 @@ class Costs:
         """
         if self.calibration is None:
             return
-        weights: dict[tuple[str, str], float] = {}
+        weights: dict[tuple[str, str], float] = defaultdict(float)
         for item in items:
-            named = self._of(item).sort, self._of(item).model
-            weights[named] = weights.get(named, 0.0) + (self.artifact(item) or 0.0)
+            weights[self._of(item).named] += self.artifact(item) or 0.0
         first: dict[tuple[str, str], Run] = {}
         for found in self._estimates.values():
-            first.setdefault((found.sort, found.model), found.run)
-        num_students = sum(sort == "student" for sort, _ in first)
-        ordered = sorted(first, key=lambda named: weights.get(named, trainings_s / max(1, num_students)), reverse=True)
+            first.setdefault(found.named, found.run)
+        students = [named for named in first if named[0] == "student"]
+        weights |= {named: trainings_s / len(students) for named in students}
+        ordered = sorted(first, key=lambda named: weights[named], reverse=True)
         chosen = [*(first[named] for named in ordered), *(found.run for found in self._estimates.values())]
         self.calibration.measure(chosen, within_s, again=again)
 

@@ -194,7 +194,7 @@ def forecast(
     found = told()
     if calibration is None or within is None or (within_s := within(found.total)) <= 0:
         return found
-    trainings_s = math.fsum(row.seconds or 0.0 for row in found.rows if row.kind in ("search", "finalists"))
+    trainings_s = found.seconds.get("search", 0.0) + found.seconds.get("finalists", 0.0)
     costs.calibrate([item for item in worked if before[item.key] is None], trainings_s, within_s, again=again)
     return told()
 

@@ -59,8 +59,7 @@ class Gradient:
         total = torch.zeros((), device=self.stream.device)
         for part in range(self.parts):
             with self._autocast():
-                loss = self.model(self.stream.batch(start, part, self.parts), progress)
-            loss = loss / self.parts if self.parts > 1 else loss
+                loss = self.model(self.stream.batch(start, part, self.parts), progress) / self.parts
             loss.backward()
             total += loss.detach()
         return total

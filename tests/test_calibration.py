@@ -235,19 +235,16 @@ def test_what_weighs_most_is_timed_first_and_each_model_before_its_other_losses(
 
     class Listening(Known):
         def measure(self, runs: Any, within_s: float, *, again: bool = False) -> int:
-            asked.extend(dict.fromkeys(map(id, runs)))
-            names.update({id(run): type(run).__name__[0] for run in runs})
-            models.update({id(run): getattr(run, "student", None) for run in runs})
+            asked.extend({id(run): run for run in runs}.values())
             return 0
 
-    names, models = dict[int, str](), dict[int, Any]()
     students = {"model": {"choice": ["test_efficientnet", "test_vit"]}}
     trial = {**SMALL, "teacher": {"choice": ["cnn", "vit", "none"]}, "student": students}
     found = costs_of(store, Listening(lambda run: None), trial=trial)
     found.calibrate([i for i in found.plan.artifacts() if i.kind in ("adapt", "targets")], trainings_s, 1.0)
-    order = "".join("S" if names[run] == "S" else "T" for run in asked)
+    order = "".join("S" if isinstance(run, timing.StudentRun) else "T" for run in asked)
     assert order[:5] == expected
-    first = [models[run].model for run in asked if models[run] is not None][:2]
+    first = [run.student.model for run in asked if isinstance(run, timing.StudentRun)][:2]
     assert sorted(first) == ["test_efficientnet", "test_vit"]
 
 
