@@ -9,8 +9,10 @@ import sys
 import pytest
 
 STEPS = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
 from sweeper import cpu
+PR_SET_THP_DISABLE = 41  # else a page is 4 KiB on one machine and 2 MiB on another
+assert ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
 if sys.argv[1] == "kept":
     cpu.prepare(threads=1)
 
