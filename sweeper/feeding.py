@@ -26,8 +26,9 @@ from sweeper.placement import Placement, placement
 from sweeper.sources import LiveTeacher, Sight, TeacherBatch
 from sweeper.streamed import ShuffledPieces
 
-# Of views that are made at a time, in float32. On a CPU they should still be in its caches when they are read.
-AHEAD_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
+# Of views that are made at a time, in float32. On a CPU they should still be in its caches when they are read, but code
+# that last ran a few steps ago is not: each small operation then takes ten times as long.
+AHEAD_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class BatchStream:
         """Sample index and pass number [K, B] of this rank's share of K batches, or of parts of them; real first."""
         own = slice(self.rank + part * self.num_ranks, None, self.num_ranks * parts)
         index_KB, number_KB = (found.reshape(num_batches, -1)[:, own] for found in self.indices(start, num_batches))
+        if self.data.num_real == len(self.data.train):
+            return index_KB, number_KB
         order_KB = np.argsort(index_KB >= self.data.num_real, axis=1, kind="stable")
         return np.take_along_axis(index_KB, order_KB, axis=1), np.take_along_axis(number_KB, order_KB, axis=1)
 

@@ -162,7 +162,7 @@ def apply_views(
         interpolation: a teacher's own, by `resample`, which takes several times as long; None for samples.
 
     Returns:
-        float32 [B, C, size, size] in [0, 1].
+        float32 [B, C, size, size] in [0, 1], to float32's rounding.
     """
     import torch
 
@@ -174,12 +174,11 @@ def apply_views(
     views = views_BP.to(device=pixels.device, dtype=torch.float32)
     boxes_B4, flip_B = views[:, :4], views[:, 4].bool()
     if interpolation is not None:
-        seen = _mirrored(resample.crops(pixels, boxes_B4, size, interpolation), flip_B)
+        seen = _mirrored(resample.crops(pixels, boxes_B4, size, interpolation).clamp_(0, 1), flip_B)
     elif size < max(pixels.shape[-2:]):
         seen = _mirrored(_averaged(pixels, boxes_B4, size), flip_B)
     else:
         seen = _enlarged(pixels, boxes_B4, flip_B, size)
-    seen = seen.clamp_(0, 1)
     return seen if views.shape[1] == len(CANONICAL) else jitter.adjust(seen, views[:, 5:])
 
 
