@@ -83,9 +83,7 @@ def build(
         InputError: the teacher can not be built.
         RunFailed: its outputs are not finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        cpu.prepare(threads=1)
+    device = cpu.device_of_stage()
     spec = dict(artifact.spec)
     train, val, train_ids = _labelled(store, spec["images"])
     teacher: Any = registry.load("teachers", config.kind).build(config, class_names).to(device)  # type: ignore[attr-defined]

@@ -1,8 +1,12 @@
-"""How a process computes on its CPU: with how many threads, and in memory that it keeps."""
+"""Where a process computes, and how on a CPU: with how many threads, and in memory that it keeps."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # glibc's mallopt(3): numbers of its parameters, and the most that the second one may be.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -25,3 +29,13 @@ def prepare(threads: int) -> None:
         return
     mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def device_of_stage() -> torch.device:
+    """Where a worker of a stage computes: on the GPU that Ray gave it, else with one thread of the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    prepare(threads=1)
+    return torch.device("cpu")

@@ -83,12 +83,8 @@ class GeneratorWorker:
     """Holds a generator on this process's device; writes the images of a batch of (label, index) rows."""
 
     def __init__(self, *, store: Store, prefix: str, job: Job) -> None:
-        import torch
-
         self.store, self.prefix, self.job = store, prefix, job
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cpu":
-            cpu.prepare(threads=1)
+        self.device = cpu.device_of_stage()
         self.generator = registry.load("generators", job.config.kind).build(job.config, self.device)
         self.training = None if job.images is None else TrainingImages(store, job.images)
         self.filter: Any = None

@@ -72,9 +72,7 @@ class TargetsWorker:
 
     def __init__(self, *, store: Store, spec: PassSpec) -> None:
         self.store, self.spec = store, spec
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cpu":
-            cpu.prepare(threads=1)
+        self.device = cpu.device_of_stage()
         self.teachers: dict[str, Any] = {
             ref.name: adapted.load_teacher(store, ref.adapt_key, ref.config, spec.class_names) for ref in spec.teachers
         }

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 from samples import dataset_index, space_of, sweep_config
+from small_sweep import write_space
 
-from sweeper import costs, devices, place, student, timing
+from sweeper import costs, devices, place, planning, spacefile, student, timing
 from sweeper.calibration import Calibration, folder_from_environment
 from sweeper.costs import Costs
 from sweeper.plan import make_plan
+from sweeper.prepared import Options, prepare
+from sweeper.shard_cache import FOLDER_VARIABLE
 from sweeper.store import Store
 
 SLOT = devices.slot("cpu", is_here=True)
@@ -202,6 +205,26 @@ class Known(Calibration):
 
     def seconds(self, run: Any) -> Any:
         return self.told(run)
+
+
+def test_a_run_times_its_models_and_a_rehearsal_none(
+    tmp_path: Path, generator_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache" / "shards"))
+    alone: dict[str, Any] = {"search": {"trials": 1}, "finalists": {"count": 1, "seeds": 1, "ablate": False}}
+    space = spacefile.load(write_space(tmp_path / "space.yaml", generator_folder, **alone), ())
+
+    def told(*, is_passing: bool) -> tuple[str, int]:
+        options = Options(store=str(tmp_path / "store"), is_passing=is_passing)
+        basis = planning.for_run(prepare(space, options), options).basis
+        return basis, len(list(folder_from_environment().glob("*.json")))
+
+    basis, num_timed = told(is_passing=True)
+    assert (basis.startswith("counted at"), num_timed) == (True, 0)
+    basis, num_timed = told(is_passing=False)
+    assert basis.startswith("timed on this device")
+    assert num_timed > 0
+    assert told(is_passing=True)[0].startswith("timed on this device")  # what is known is used
 
 
 def test_counts_of_models_that_were_not_timed_are_corrected_by_those_that_were(store: Store) -> None:
