@@ -16,8 +16,9 @@ KEPT_BYTES, LARGEST_BLOCK = 128 * 2**20, 32 * 2**20
 def prepare(threads: int) -> None:
     """Compute with so many threads from now on, and keep memory that is freed for what is needed next.
 
-    Left to itself glibc gives the activations of a step back to the kernel, and gets them for the next one as new pages
-    that the kernel has to clear first: up to a third of the step of a MobileNetV2 (benchmarks/README.md, "loop.py").
+    Left to itself glibc gives activations back to the kernel (how many is a matter of what lies beside them), and gets
+    them for the next step as new pages that the kernel has to clear first: up to a third of the step of a MobileNetV2
+    (benchmarks/README.md, "loop.py").
     Other C libraries are left as they are.
     """
     import torch
