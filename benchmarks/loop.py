@@ -48,6 +48,7 @@ STUDENTS = (
     "test_efficientnet:32",
     "test_vit:32",
     "mobilenetv2_035:32",
+    "mobilenetv3_small_050:32",
     "resnet10t:32",
     "mobilenetv2_035:64",
 )
