@@ -16,11 +16,13 @@ import os
 import pickle
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import ray
+from ray.exceptions import RayError
 
 from sweeper import nodes
 from sweeper.errors import RunFailed
@@ -39,23 +41,37 @@ MOST_ERRORS = 8  # of lanes that end by themselves before it is given up; a node
 
 
 def _told(lane: str, mailbox: Any) -> Any:
-    """Has Ray Train tell the mailbox which process runs a lane: it gives nobody else a way to end it."""
-    from ray.train.v2._internal.execution.callback import ControllerCallback
+    """Has Ray Train tell the mailbox which process runs a lane, and what room its workers have been given.
 
-    class Told(ControllerCallback):  # type: ignore[misc]
+    It gives nobody else a way to end the one, and, where that ended otherwise, to free the other.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    class Told(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         def after_controller_start(self, train_run_context: Any) -> None:
             ray.get(mailbox.control.remote(lane, ray.get_runtime_context().current_actor))
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            room = worker_group.get_worker_group_state().placement_group_handle.placement_group
+            ray.get(mailbox.occupy.remote(lane, room))
 
     return Told()
 
 
 def _lean(trainer: Any) -> Any:
-    """A kind of Ray Train's trainers without the process that it keeps for Ray datasets: lanes read the store."""
+    """A kind of Ray Train's trainers without two processes that it keeps for each of them on the head.
+
+    That for Ray datasets, since lanes read the store; and that which frees a lane's room if its controller dies, which
+    `LanePool` does.
+    """
     from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
 
     class Lean(trainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
-            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, left_out)]
 
     return Lean
 
@@ -165,10 +181,17 @@ class LanePool:
             self._trainer(number).fit()
         except Exception as error:
             self.errors.append(error)
+            self._free(number)
         if not self.closing.is_set():
             self.threads.pop(number, None)
             if len(self.errors) >= min(self.plan.num_lanes, MOST_ERRORS) and not self.threads:
                 self._lost(self.errors[-1])
+
+    def _free(self, number: int) -> None:
+        """Give back the room of a lane whose controller died: Ray keeps it for as long as the driver lives."""
+        with suppress(RayError):  # the session ends
+            if ray.is_initialized() and (room := ray.get(self.mailbox.room_of.remote(str(number)))) is not None:
+                ray.util.remove_placement_group(room)
 
     def _lost(self, error: BaseException) -> None:
         """No lane is left, and none will come."""

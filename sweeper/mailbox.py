@@ -36,6 +36,7 @@ class Mailbox:
         self.incarnation: dict[str, int] = {}
         self.nodes: dict[str, set[str]] = {}  # of all workers of a lane
         self.controllers: dict[str, Any] = {}
+        self.rooms: dict[str, Any] = {}
         self.deaths: dict[str, int] = {}
         self.messages: dict[str, asyncio.Queue[Message]] = {}
         self.stops: dict[str, asyncio.Event] = {}  # of the jobs that have no end yet
@@ -66,6 +67,14 @@ class Mailbox:
     async def list_controllers(self) -> list[Any]:
         """Of all lanes that ever were."""
         return [*self.controllers.values()]
+
+    async def occupy(self, lane: str, room: Any) -> None:
+        """The placement group that a lane's workers are in from now on."""
+        self.rooms[lane] = room
+
+    async def room_of(self, lane: str) -> Any:
+        """The last placement group of a lane; None where it never had one."""
+        return self.rooms.get(lane)
 
     async def take(self, lane: str, incarnation: int) -> tuple[str, bytes] | None:
         """The next job of a lane, waiting for one; None when the lane should end."""

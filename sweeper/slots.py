@@ -15,7 +15,7 @@ Totals = Mapping[str, float]  # of one node or of several: how many of `CPU`, `G
 MEMORY = "memory"  # among them, in bytes
 # Bytes that a run takes beside its data (benchmarks/scaling.py): the driver and Ray's own processes; of each lane what
 # Ray Train and Tune keep beside the driver; and each worker, with torch in it.
-DRIVER_BYTES, BESIDE_DRIVER_BYTES, WORKER_BYTES = 2e9, 0.63e9, 0.75e9
+DRIVER_BYTES, BESIDE_DRIVER_BYTES, WORKER_BYTES = 2e9, 0.51e9, 0.75e9
 
 
 @dataclass(frozen=True)

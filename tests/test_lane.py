@@ -277,7 +277,7 @@ def test_a_trial_that_fails_on_two_workers_is_failed_and_they_come_back(built: B
         ({"workers_per_trial": 4}, {"CPU": 2}, 10, "1 of 4 x (1 CPU)"),
         ({}, {"CPU": 64}, 3, "3 of 1 CPU"),
         ({"gpus_per_trial": 0}, {"CPU": 4, "GPU": 1}, 10, "4 of 1 CPU"),
-        ({}, {"CPU": 64, "memory": 11.2e9}, 100, "6 of 1 CPU"),
+        ({}, {"CPU": 64, "memory": 11.2e9}, 100, "7 of 1 CPU"),
         ({"workers_per_trial": 2}, {"CPU": 64, "memory": 11.2e9}, 100, "4 of 2 x (1 CPU)"),
         ({}, {"CPU": 2, "memory": 1e9}, 10, "1 of 1 CPU"),
     ],
@@ -326,3 +326,15 @@ def test_a_lane_that_no_node_has_room_for_ends_with_the_others(
         wait_until(lambda: ray.get(pool.mailbox.list_controllers.remote()), PATIENCE_S)
         (thread,) = pool.threads.values()
     assert not thread.is_alive()
+
+
+def test_a_lane_whose_controller_dies_gives_its_room_back(built: Built, tmp_path: Path) -> None:
+    """There is room for one such lane: the next one, which goes on with the trial, waits for that of the first."""
+    with LanePool(LanePlan(2, 1, 2, 0.0, is_elastic=True), built.store.uri, tmp_path) as lanes:
+        lanes.submit("orphan", built.job(trial(train={"epochs": 40, "batch_size": 16, "epoch_size": 768})))
+        assert ray.get(lanes.mailbox.next_message.remote("orphan"), timeout=PATIENCE_S)["epoch"] == 1
+        (controller,) = ray.get(lanes.mailbox.list_controllers.remote())
+        ray.kill(controller)
+        assert follow(lanes, "orphan")[-1]["state"] == "completed"
+        assert [event["incarnation"] for event in events(lanes) if event["type"] == "lane"] == [1, 2]
+        assert len(lanes.errors) == 1

@@ -121,7 +121,7 @@ def test_lanes_are_as_many_as_the_drivers_machine_has_memory_for(
     lines: list[str] = []
     monkeypatch.setattr(lane.nodes, "live", lambda: {"head": {"CPU": 0.0}, "node": {"CPU": 64.0}})
     monkeypatch.setattr(lane.nodes.Demand, "set", lambda self, plan, count: asked.append(count))
-    plan = elastic_lanes(ResourceConfig(), has_gpus=False, most=10, head_memory=4.3e9)
+    plan = elastic_lanes(ResourceConfig(), has_gpus=False, most=10, head_memory=3.8e9)
     pool = LanePool(plan, built.store.uri, tmp_path, shortage=Shortage(lines.append, 2))
     monkeypatch.setattr(pool, "_trainer", lambda number: Hand(pool, number, threading.Event()))
     with pool:
