@@ -328,10 +328,11 @@ def test_a_lane_that_no_node_has_room_for_ends_with_the_others(
     assert not thread.is_alive()
 
 
+@pytest.mark.slow  # a lane, and another one
 def test_a_lane_whose_controller_dies_gives_its_room_back(built: Built, tmp_path: Path) -> None:
     """There is room for one such lane: the next one, which goes on with the trial, waits for that of the first."""
     with LanePool(LanePlan(2, 1, 2, 0.0, is_elastic=True), built.store.uri, tmp_path) as lanes:
-        lanes.submit("orphan", built.job(trial(train={"epochs": 40, "batch_size": 16, "epoch_size": 768})))
+        lanes.submit("orphan", built.job(trial(train={"epochs": 20, "batch_size": 16, "epoch_size": 384})))
         assert ray.get(lanes.mailbox.next_message.remote("orphan"), timeout=PATIENCE_S)["epoch"] == 1
         (controller,) = ray.get(lanes.mailbox.list_controllers.remote())
         ray.kill(controller)
